@@ -1,0 +1,274 @@
+"""One file of weights: state dict, config and card; written atomically, read without running code, known by its SHA-256."""
+
+import hashlib
+import io
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from model.errors import WeightsError
+from model.unet import Layout, UNet
+
+FORMAT = "maskwell/1"
+
+
+class Architecture(BaseModel):
+    """The arguments that build the UNet whose state dict this is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_channels: int = Field(1, ge=1, le=64)
+    n_classes: int = Field(1, ge=1, le=64)
+    width: int = Field(64, ge=1, le=1024)
+    bilinear: bool = True
+    layout: Layout = "tutorial"
+    align_corners: bool = True
+
+    def build(self) -> UNet:
+        """A freshly initialised network."""
+        return UNet(
+            self.n_channels,
+            self.n_classes,
+            self.bilinear,
+            self.width,
+            layout=self.layout,
+            align_corners=self.align_corners,
+        )
+
+
+class ModelConfig(BaseModel):
+    """All that inference must know about a checkpoint, beside its tensors.
+
+    Attributes:
+        normalisation: `percentile` maps the image's own 1st and 99.8th percentile to 0 and 1; `raw` keeps grey levels
+            0..255; `unit` divides them by 255.
+        outputs: what the network's maps mean, in order. `cell` is the foreground; `border` is where cells touch and
+            parts them; `background` only as the first of a softmax.
+        activation: from logits to probabilities: `sigmoid` for each map, or `softmax` over them.
+        threshold: pixels whose cell probability is at or above it are foreground.
+        min_area_px: cells smaller than this, in pixels, are dropped.
+        tile_px: sides of the square tiles that the network may be given, in pixels.
+        pixel_size_um: of the training images, in micrometres; None if unknown or mixed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Architecture = Architecture()
+    normalisation: Literal["percentile", "raw", "unit"] = "percentile"
+    outputs: tuple[Literal["background", "cell", "border"], ...] = ("cell",)
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    threshold: float = Field(0.5, gt=0, lt=1)
+    min_area_px: int = Field(0, ge=0)
+    tile_px: tuple[int, ...] = Field((256, 512), min_length=1)
+    pixel_size_um: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if len(self.outputs) != self.architecture.n_classes:
+            raise ValueError(f"{len(self.outputs)} outputs are named, but the network has {self.architecture.n_classes}")
+        if "cell" not in self.outputs:
+            raise ValueError("no output is named 'cell'")
+        if self.outputs.count("border") > 1 or any(side % 64 or side < 128 for side in self.tile_px):
+            raise ValueError("at most one 'border' output; tile_px in multiples of 64, from 128 on")
+        return self
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights holds.
+
+    Attributes:
+        state: parameter name to float32 tensor, on the CPU.
+        config: how to run it.
+        card: data, split, scores, commit, recipe: whatever the trainer stored; empty for a bare state dict.
+        version: SHA-256 of the file, 64 hex digits.
+    """
+
+    state: dict[str, Tensor]
+    config: ModelConfig
+    card: dict[str, Any]
+    version: str
+
+    def build(self) -> UNet:
+        """The network with these weights, in evaluation mode."""
+        network = self.config.architecture.build()
+        network.load_state_dict(self.state, strict=True)
+        return network.eval()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a Maskwell checkpoint, or a bare state dict of the tutorial's or milesial's U-Net.
+
+    Args:
+        path: the file. It is read once, so the version belongs to the very bytes that are used.
+
+    Raises:
+        WeightsError: the file is missing, damaged, a pickle with code in it, no U-Net of a known kind, of shapes that
+            contradict its config, or holds NaN or infinity. The text says what was found.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {path}: {error.strerror or error}") from error
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    # torch reports damage by whatever its zip reader and unpickler happen to raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, OSError,
+            IndexError, AssertionError, UnicodeDecodeError) as error:  # fmt: skip
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} ({len(data):,} bytes) is no readable file of weights: {reason}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; a state dict or a Maskwell checkpoint is needed")
+    version = hashlib.sha256(data).hexdigest()
+    card: dict[str, Any] = {}
+    if "format" in content:
+        config, state, card = _read_maskwell(path, content)
+    else:
+        # milesial's trainer hides the grey levels of its masks among the tensors
+        state = _float_state(path, {key: value for key, value in content.items() if key != "mask_values"})
+        config = recognise(state)
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"{path}: {name} holds NaN or infinity")
+    problem = _difference(config.architecture, state)
+    if problem:
+        raise WeightsError(f"{path}: the tensors do not fit the config: {problem}")
+    return Checkpoint(state=state, config=config, card=card, version=version)
+
+
+def write_checkpoint(
+    path: Path, state: Mapping[str, Tensor], config: ModelConfig, card: Mapping[str, Any], *, half: bool = False
+) -> str:
+    """Write a Maskwell checkpoint; a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: replaced if it exists; its folder is made.
+        state: the network's state dict.
+        config: stored beside it.
+        card: plain values (dict, list, str, number, bool, None) for people and for `GET /models/{name}`.
+        half: store float tensors as float16, half the size; they are float32 again once read.
+
+    Returns:
+        The version: SHA-256 of the file.
+    """
+    tensors = {}
+    for name, tensor in state.items():
+        value = tensor.detach().cpu().contiguous()
+        tensors[name] = value.half() if half and value.is_floating_point() else value.clone()
+    buffer = io.BytesIO()
+    torch.save(
+        {"format": FORMAT, "config": config.model_dump(mode="json"), "card": dict(card), "state_dict": tensors}, buffer
+    )
+    data = buffer.getvalue()
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path` by way of a temporary file in the same folder: fsync, rename, fsync the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes it 0600, which a server of another user could not read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def recognise(state: Mapping[str, Tensor]) -> ModelConfig:
+    """Tell from a bare state dict's shapes which U-Net it belongs to, and how its trainer preprocessed images.
+
+    Returns:
+        The tutorial's config (grey levels 0..255 as they are, sigmoid, threshold 0.5), or for milesial's layout that
+        trainer's (grey levels over 255; softmax where it has several classes).
+
+    Raises:
+        WeightsError: the tensors are of no known U-Net; says what was found.
+    """
+    first, last = state.get("inc.double_conv.0.weight"), state.get("outc.conv.weight")
+    if first is None or last is None or first.ndim != 4 or last.ndim != 4:
+        found = ", ".join(list(state)[:3]) or "nothing"
+        raise WeightsError(f"no U-Net of a known kind: it starts with {found}; expected inc.double_conv.0.weight")
+    problems = []
+    candidates: list[tuple[Layout, bool]] = [
+        ("tutorial", True), ("tutorial", False), ("milesial", True), ("milesial", False)
+    ]  # fmt: skip
+    for layout, bilinear in candidates:
+        architecture = Architecture(
+            n_channels=first.shape[1], n_classes=last.shape[0], width=first.shape[0], layout=layout, bilinear=bilinear
+        )
+        problem = _difference(architecture, state)
+        if problem is None:
+            return _bare_config(architecture)
+        problems.append(f"{layout}, bilinear={bilinear}: {problem}")
+    raise WeightsError("no U-Net of a known kind: " + "; ".join(problems))
+
+
+def _bare_config(architecture: Architecture) -> ModelConfig:
+    classes = architecture.n_classes
+    outputs: list[Literal["background", "cell", "border"]] = ["cell"]
+    if classes > 1:  # one-hot classes, the first of them the background
+        outputs = ["background", *(["cell"] * (classes - 1))]  # type: ignore[list-item]  # literals of a list
+    return ModelConfig(
+        architecture=architecture,
+        normalisation="raw" if architecture.layout == "tutorial" else "unit",
+        outputs=tuple(outputs),
+        activation="sigmoid" if classes == 1 else "softmax",
+        # align_corners was True in training, so the size of the map matters: the tutorial's images have 512 px
+        tile_px=(512,),
+    )
+
+
+def _read_maskwell(path: Path, content: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    if content["format"] != FORMAT:
+        raise WeightsError(f"{path} is of format {content['format']!r}; this version reads {FORMAT!r}")
+    try:
+        config = ModelConfig.model_validate(content.get("config"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise WeightsError(f"{path}: config{'.' if place else ''}{place}: {first['msg']}") from error
+    state, card = content.get("state_dict"), content.get("card")
+    if not isinstance(state, dict) or not isinstance(card, dict):
+        raise WeightsError(f"{path}: state_dict or card is missing")
+    return config, _float_state(path, state), card
+
+
+def _float_state(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: {name!r} is a {type(value).__name__}; a state dict holds tensors only")
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _difference(architecture: Architecture, state: Mapping[str, Tensor]) -> str | None:
+    """The first way in which `state` does not fit, in words; None if it fits."""
+    with torch.device("meta"):
+        expected = architecture.build().state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            return f"{name} is missing"
+        if state[name].shape != tensor.shape:
+            return f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+    extra = sorted(set(state) - set(expected))
+    return f"{extra[0]} is not part of it" if extra else None

@@ -1,0 +1,94 @@
+"""Run a network on a device: a batch of tiles in, logits out. The one place that knows CPU from GPU."""
+
+import os
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from model.checkpoint import Checkpoint
+from model.errors import WeightsError
+from model.types import Batch, Logits
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+class Runtime(Protocol):
+    """What Segmenter and the server's batcher need of an engine.
+
+    Attributes:
+        name: of the engine.
+        device: `cpu`, `cuda:0`, ...
+        precision: `fp32`, `fp16` or `bf16`.
+        batch_tiles: tiles that go into one pass. A smaller batch is filled up, so that the arithmetic, and so every
+            byte of an answer, is the same alone and in company.
+    """
+
+    name: str
+    device: str
+    precision: str
+    batch_tiles: int
+
+    def run(self, batch: Batch) -> Logits:
+        """Map (N, C, S, S) float32, N <= batch_tiles, to (N, K, S, S) float32 logits."""
+        ...
+
+
+class TorchRuntime:
+    """PyTorch, eager, channels_last; float16 or bfloat16 by autocast on a GPU."""
+
+    name = "torch"
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
+    ) -> None:
+        self._device = choose_device(device)
+        self.device = str(self._device)
+        on_gpu = self._device.type == "cuda"
+        self.precision = ("fp16" if on_gpu else "fp32") if precision == "auto" else precision
+        # On a CPU one tile keeps every core busy, and a larger batch only falls out of the caches (decisions/0004).
+        self.batch_tiles = batch_tiles or (8 if on_gpu else 1)
+        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+        network = checkpoint.build()
+        self._network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Logits:
+        n = batch.shape[0]
+        if n > self.batch_tiles:
+            raise ValueError(f"{n} tiles in a batch; at most {self.batch_tiles}")
+        if n < self.batch_tiles:
+            filler = np.zeros((self.batch_tiles - n, *batch.shape[1:]), dtype=np.float32)
+            batch = np.concatenate([batch, filler])
+        tensor = torch.from_numpy(np.ascontiguousarray(batch))
+        tensor = tensor.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            logits = self._network(tensor)
+        result: Logits = logits.float().cpu().numpy()[:n]
+        return result
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        WeightsError: the device is not there; never another one in its place.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise WeightsError(f"device {name!r}; allowed are auto, cpu, cuda and cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise WeightsError(f"device {name!r}; allowed are auto, cpu, cuda and cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise WeightsError(f"device {name!r} was asked for; this machine has {count} CUDA devices")
+    return device
+
+
+def available_cpus() -> int:
+    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -1,0 +1,145 @@
+"""An image in; probability, mask and labelled cells out. The library's front door."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
+from model.errors import WeightsError
+from model.postprocess import Maps, label_cells, threshold_mask, to_maps
+from model.preprocess import preprocess
+from model.runtime import Precision, Runtime, TorchRuntime
+from model.tiling import Stitcher, plan_tiles
+from model.types import Image, Labels, Mask, Probability
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The answer for one image; each part is made when it is asked for.
+
+    Attributes:
+        maps: cell and border probabilities.
+        threshold: in [0, 1], that `mask` and `labels` use.
+        min_area_px: smallest cell kept, in pixels.
+    """
+
+    maps: Maps
+    threshold: float
+    min_area_px: int
+
+    @property
+    def probability(self) -> Probability:
+        """(H, W) float32 in [0, 1]: of being inside a cell."""
+        return self.maps.cell
+
+    def labels(self) -> Labels:
+        """(H, W) int32: 0 is background, cells are 1..n."""
+        return label_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px)
+
+    def mask(self) -> Mask:
+        """(H, W) bool: True in a cell; the same pixels that `labels()` numbers."""
+        if self.min_area_px == 0:
+            return threshold_mask(self.maps.cell, self.threshold)
+        mask: Mask = self.labels() > 0
+        return mask
+
+
+class Segmenter:
+    """A checkpoint on a device.
+
+    Args:
+        checkpoint: weights, config and card.
+        runtime: runs the network.
+
+    Example:
+        >>> segmenter = load_segmenter(Path("weights/best_model.pth"))  # doctest: +SKIP
+        >>> labels = segmenter.segment(image).labels()  # doctest: +SKIP
+    """
+
+    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.config: ModelConfig = checkpoint.config
+        self.card: dict[str, Any] = checkpoint.card
+        self.version = checkpoint.version
+
+    def start(self, image: Image) -> Stitcher:
+        """Preprocess an image and cut it into tiles, for a caller that runs these itself.
+
+        Raises:
+            ImageError: a shape or dtype that is not allowed.
+        """
+        architecture = self.config.architecture
+        planes = preprocess(image, n_channels=architecture.n_channels, normalisation=self.config.normalisation)
+        grid = plan_tiles(planes.shape[1], planes.shape[2], self.config.tile_px)
+        return Stitcher(planes, grid, architecture.n_classes)
+
+    def finish(
+        self, stitcher: Stitcher, *, threshold: float | None = None, min_area_px: int | None = None
+    ) -> Segmentation:
+        """Turn the collected logits into an answer; None takes the checkpoint's own value."""
+        return Segmentation(
+            maps=to_maps(stitcher.result(), self.config.outputs, self.config.activation),
+            threshold=self.config.threshold if threshold is None else threshold,
+            min_area_px=self.config.min_area_px if min_area_px is None else min_area_px,
+        )
+
+    def segment(self, image: Image, *, threshold: float | None = None, min_area_px: int | None = None) -> Segmentation:
+        """Segment one image of any size.
+
+        Args:
+            image: (H, W) or (H, W, 1, 3 or 4), bool, integer or float; colour as R, G, B[, A].
+            threshold: in [0, 1]; None takes the checkpoint's.
+            min_area_px: smallest cell to keep, in pixels; None takes the checkpoint's.
+
+        Raises:
+            ImageError: a shape or dtype that is not allowed.
+        """
+        stitcher = self.start(image)
+        step = self.runtime.batch_tiles
+        for first in range(0, len(stitcher.grid), step):
+            indices = range(first, min(first + step, len(stitcher.grid)))
+            for index, logits in zip(
+                indices, self.runtime.run(np.stack([stitcher.tile(i) for i in indices])), strict=True
+            ):
+                stitcher.add(index, logits)
+        return self.finish(stitcher, threshold=threshold, min_area_px=min_area_px)
+
+    def warm_up(self) -> None:
+        """Run each tile size once, so that the first user waits for nothing, and see that the network works.
+
+        Raises:
+            WeightsError: it answers with NaN or infinity, or says the same of every pixel of every picture.
+        """
+        generator = np.random.default_rng(0)
+        channels = self.config.architecture.n_channels
+        for side in self.config.tile_px:
+            batch = generator.random((1, channels, side, side), dtype=np.float32)
+            if self.config.normalisation == "raw":
+                batch *= 255
+            logits = self.runtime.run(batch)
+            if not np.isfinite(logits).all():
+                raise WeightsError("the network answers a test picture with NaN or infinity")
+            if float(np.ptp(logits)) == 0:
+                raise WeightsError("the network gives one and the same value for every pixel of a test picture")
+
+
+def load_segmenter(
+    path: Path, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
+) -> Segmenter:
+    """Read weights and put them on a device.
+
+    Args:
+        path: a Maskwell checkpoint, or a bare state dict of a known U-Net.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` (float16 on a GPU, else float32), `fp32`, `fp16` or `bf16`.
+        batch_tiles: tiles in a pass; 0 takes what suits the device.
+
+    Raises:
+        WeightsError: the file cannot be used, or the device is not there.
+    """
+    checkpoint = read_checkpoint(path)
+    return Segmenter(
+        checkpoint, TorchRuntime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles)
+    )
