@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--weights", type=Path, default=Path("weights/best_model.pth"))
     predict.add_argument("--output", choices=OUTPUTS, default="mask")
     predict.add_argument("--threshold", type=_threshold, help="0 to 1; the checkpoint's own if left out")
-    predict.add_argument("--min-area-px", type=int, help="drop cells smaller than this; the checkpoint's own if left out")
+    predict.add_argument(
+        "--min-area-px", type=int, help="drop cells smaller than this; the checkpoint's own if left out"
+    )
     predict.add_argument("--page", type=int, help="which plane of a stack, from 0")
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser

@@ -1,15 +1,17 @@
-"""One file of weights: state dict, config and card; written atomically, read without running code, known by its SHA-256."""
+"""One file of weights: state dict, config, card; written atomically, read without running code, versioned by SHA-256."""
 
 import hashlib
 import io
+import itertools
+import math
 import os
-import pickle
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
@@ -73,7 +75,7 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
         if len(self.outputs) != self.architecture.n_classes:
-            raise ValueError(f"{len(self.outputs)} outputs are named, but the network has {self.architecture.n_classes}")
+            raise ValueError(f"{len(self.outputs)} outputs are named; the network has {self.architecture.n_classes}")
         if "cell" not in self.outputs:
             raise ValueError("no output is named 'cell'")
         if self.outputs.count("border") > 1 or any(side % 64 or side < 128 for side in self.tile_px):
@@ -120,9 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise WeightsError(f"cannot read weights {path}: {error.strerror or error}") from error
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # torch reports damage by whatever its zip reader and unpickler happen to raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, OSError,
-            IndexError, AssertionError, UnicodeDecodeError) as error:  # fmt: skip
+    except Exception as error:  # damage shows as whatever the depths of the zip reader and the unpickler raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise WeightsError(f"{path} ({len(data):,} bytes) is no readable file of weights: {reason}") from error
     if not isinstance(content, dict):
@@ -131,16 +131,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
     card: dict[str, Any] = {}
     if "format" in content:
         config, state, card = _read_maskwell(path, content)
+        problem = _difference(config.architecture, state)
+        if problem:
+            raise WeightsError(f"{path}: the tensors do not fit the config: {problem}")
     else:
         # milesial's trainer hides the grey levels of its masks among the tensors
         state = _float_state(path, {key: value for key, value in content.items() if key != "mask_values"})
-        config = recognise(state)
+        try:
+            config = recognise(state)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{path}: {name} holds NaN or infinity")
-    problem = _difference(config.architecture, state)
-    if problem:
-        raise WeightsError(f"{path}: the tensors do not fit the config: {problem}")
+        if name.endswith(".running_var") and bool((tensor < 0).any()):
+            raise WeightsError(f"{path}: {name} holds a negative variance")
     return Checkpoint(state=state, config=config, card=card, version=version)
 
 
@@ -153,19 +158,25 @@ def write_checkpoint(
         path: replaced if it exists; its folder is made.
         state: the network's state dict.
         config: stored beside it.
-        card: plain values (dict, list, str, number, bool, None) for people and for `GET /models/{name}`.
-        half: store float tensors as float16, half the size; they are float32 again once read.
+        card: plain values (dict, list, str, number, bool, None) for people and for `GET /models/{name}`. Tuples become
+            lists, NumPy's scalars Python's, and NaN and infinity None, for JSON knows none of these.
+        half: store the convolutions as float16, half the size; they are float32 again once read. The statistics of the
+            batch norms stay float32: a variance can be beyond float16's 65504.
 
     Returns:
         The version: SHA-256 of the file.
+
+    Raises:
+        TypeError: the card holds something else, which `read_checkpoint` would refuse.
     """
     tensors = {}
     for name, tensor in state.items():
         value = tensor.detach().cpu().contiguous()
-        tensors[name] = value.half() if half and value.is_floating_point() else value.clone()
+        tensors[name] = value.half() if half and value.is_floating_point() and value.ndim == 4 else value.clone()
     buffer = io.BytesIO()
     torch.save(
-        {"format": FORMAT, "config": config.model_dump(mode="json"), "card": dict(card), "state_dict": tensors}, buffer
+        {"format": FORMAT, "config": config.model_dump(mode="json"), "card": _plain(card), "state_dict": tensors},
+        buffer,
     )
     data = buffer.getvalue()
     write_atomically(path, data)
@@ -175,18 +186,16 @@ def write_checkpoint(
 def write_atomically(path: Path, data: bytes) -> None:
     """Put `data` at `path` by way of a temporary file in the same folder: fsync, rename, fsync the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    # Not by tempfile, whose files are 0600 and could not be read by a server that runs as another user.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes it 0600, which a server of another user could not read
-        os.replace(name, path)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -210,13 +219,17 @@ def recognise(state: Mapping[str, Tensor]) -> ModelConfig:
         found = ", ".join(list(state)[:3]) or "nothing"
         raise WeightsError(f"no U-Net of a known kind: it starts with {found}; expected inc.double_conv.0.weight")
     problems = []
-    candidates: list[tuple[Layout, bool]] = [
-        ("tutorial", True), ("tutorial", False), ("milesial", True), ("milesial", False)
-    ]  # fmt: skip
-    for layout, bilinear in candidates:
-        architecture = Architecture(
-            n_channels=first.shape[1], n_classes=last.shape[0], width=first.shape[0], layout=layout, bilinear=bilinear
-        )
+    for layout, bilinear in itertools.product(get_args(Layout), (True, False)):
+        try:
+            architecture = Architecture(
+                n_channels=first.shape[1],
+                n_classes=last.shape[0],
+                width=first.shape[0],
+                layout=layout,
+                bilinear=bilinear,
+            )
+        except ValidationError as error:
+            raise WeightsError(f"no U-Net of a known kind: {_first_problem(error)}") from error
         problem = _difference(architecture, state)
         if problem is None:
             return _bare_config(architecture)
@@ -240,24 +253,56 @@ def _bare_config(architecture: Architecture) -> ModelConfig:
 
 
 def _read_maskwell(path: Path, content: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    if content["format"] != FORMAT:
-        raise WeightsError(f"{path} is of format {content['format']!r}; this version reads {FORMAT!r}")
+    found = content["format"]
+    if not isinstance(found, str) or found != FORMAT:
+        raise WeightsError(f"{path} is of format {str(found)[:80]!r}; this version reads {FORMAT!r}")
     try:
         config = ModelConfig.model_validate(content.get("config"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise WeightsError(f"{path}: config{'.' if place else ''}{place}: {first['msg']}") from error
+        raise WeightsError(f"{path}: config: {_first_problem(error)}") from error
     state, card = content.get("state_dict"), content.get("card")
     if not isinstance(state, dict) or not isinstance(card, dict):
         raise WeightsError(f"{path}: state_dict or card is missing")
-    return config, _float_state(path, state), card
+    try:
+        return config, _float_state(path, state), _plain(card)
+    except TypeError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _plain(value: Any, place: str = "card") -> Any:
+    """`value` in nothing but what JSON can say."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{place} has the key {key!r}; keys are strings")
+        return {str(key): _plain(part, f"{place}.{key}") for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, f"{place}[{index}]") for index, part in enumerate(value)]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    # sub-classes too: an enum's member is stored as the text or the number that it is
+    for kind in (str, int):
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else int(value)
+    raise TypeError(f"{place} is a {type(value).__name__}; a card holds dict, list, str, number, bool and None")
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}, found {str(first['input'])[:80]!r}" if place else first["msg"]
 
 
 def _float_state(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(f"{path}: {name!r} is a {type(value).__name__}; a state dict holds tensors only")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise WeightsError(f"{path}: {name} is no plain tensor but {value.layout}, {value.dtype}, {value.device}")
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
@@ -270,5 +315,7 @@ def _difference(architecture: Architecture, state: Mapping[str, Tensor]) -> str 
             return f"{name} is missing"
         if state[name].shape != tensor.shape:
             return f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+        if state[name].dtype != tensor.dtype:
+            return f"{name} is of {state[name].dtype}, expected {tensor.dtype}"
     extra = sorted(set(state) - set(expected))
     return f"{extra[0]} is not part of it" if extra else None

@@ -45,7 +45,7 @@ def match_counts(y_true: Labels, y_pred: Labels, threshold: float) -> tuple[int,
 
 
 def average_precision(counts: tuple[int, int, int]) -> float:
-    """tp / (tp + fp + fn), the AP of the cell-segmentation papers; 1.0 where there is nothing to find and nothing found."""
+    """tp / (tp + fp + fn), the AP of the cell-segmentation papers; 1.0 where nothing is to find and nothing found."""
     total = sum(counts)
     return counts[0] / total if total else 1.0
 
@@ -58,7 +58,8 @@ def _iou_matrix(y_true: Labels, y_pred: Labels) -> npt.NDArray[np.float64]:
         (np.ones(y_true.size), (true_index.ravel(), pred_index.ravel())), shape=(true_ids.size, pred_ids.size)
     ).toarray()
     union = shared.sum(1, keepdims=True) + shared.sum(0, keepdims=True) - shared
-    return (shared / union)[true_ids != 0][:, pred_ids != 0]
+    overlap: npt.NDArray[np.float64] = (shared / union)[true_ids != 0][:, pred_ids != 0]
+    return overlap
 
 
 def _same_shape(y_true: npt.NDArray[np.generic], y_pred: npt.NDArray[np.generic]) -> None:

@@ -115,7 +115,7 @@ def _part(regions: Labels, count: int, mask: Mask, cell: Probability, border: Pr
         return regions
     seeds = np.where(real[cores] & crowded[regions], cores + count, 0)
     # Only the pixels of crowded regions are flooded, so the cost follows them and not the image.
-    parted = watershed(border - cell, markers=seeds, mask=crowded[regions])
+    parted = watershed(border - cell, markers=seeds, mask=crowded[regions])  # type: ignore[no-untyped-call]  # no types
     return np.where(parted > 0, parted, regions).astype(np.int32)
 
 
@@ -125,8 +125,10 @@ def _by_first_pixel(labels: Labels) -> Labels:
     n = int(flat.max(initial=0))
     if n == 0:
         return labels
+    # A label's first pixel starts a run of it; there are far fewer runs than pixels.
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     first = np.full(n + 1, flat.size, dtype=np.int64)
-    np.minimum.at(first, flat, np.arange(flat.size))
+    first[flat[starts[::-1]]] = starts[::-1]  # of several starts of one label the last written, so the first, stays
     first[0] = -1
     order = np.argsort(first, kind="stable")  # absent labels sort to the end
     number = np.empty(n + 1, dtype=np.int32)

@@ -1,6 +1,6 @@
 """From a decoded image to the float planes that the network takes: the one function for training and serving."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -32,31 +32,36 @@ def preprocess(image: Image, *, n_channels: int, normalisation: Normalisation) -
         (n_channels, H, W) float32, finite. NaN counts as the lowest finite value, infinities as the nearest.
 
     Raises:
-        ImageError: another shape or dtype, or no pixels.
+        ImageError: another shape or dtype, no pixels, or colour for a network of neither 1 nor 3 channels.
     """
     planes = _to_channels(image, n_channels)
     if normalisation == "percentile":
         low, high = _percentiles(planes)
-        scaled = (planes.astype(np.float32) - np.float32(low)) * np.float32(1.0 / (high - low) if high > low else 0.0)
+        span = np.float32(high - low)
+        if span == 0:
+            return np.zeros(planes.shape, dtype=np.float32)
+        scaled = planes.astype(np.float32)
+        scaled -= np.float32(low)
+        with np.errstate(over="ignore"):  # a hot pixel over a span of next to nothing is infinite until it is clipped
+            scaled /= span
         return np.clip(scaled, CLIP_LOW, CLIP_HIGH, out=scaled)
-    if planes.dtype == np.bool_:
-        planes = planes.astype(np.uint8) * 255
-    if np.issubdtype(planes.dtype, np.floating):
+    if planes.dtype == np.float32:
         return np.ascontiguousarray(planes, dtype=np.float32)
     # by dtype, never by a look at the pixels: a dark 16-bit image is no 8-bit image
-    levels = float(np.iinfo(planes.dtype).max)
+    levels = 255.0 if planes.dtype == np.uint8 else 65535.0
     return planes.astype(np.float32) * np.float32((255.0 if normalisation == "raw" else 1.0) / levels)
 
 
-def _to_channels(image: Image, n_channels: int) -> npt.NDArray[np.generic]:
+def _to_channels(image: Image, n_channels: int) -> npt.NDArray[Any]:
+    """(n_channels, H, W) uint8, uint16 or finite float32."""
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise ImageError(f"an image of shape {image.shape}; allowed are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4)")
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * np.uint8(255)
     elif image.dtype not in (np.uint8, np.uint16):
-        if not (np.issubdtype(image.dtype, np.integer) or np.issubdtype(image.dtype, np.floating)):
+        if image.dtype.kind not in "iuf":
             raise ImageError(f"pixels of type {image.dtype}; allowed are bool, integers and floats")
-        image = _finite(image.astype(np.float64)).astype(np.float32)
+        image = (_finite(image) if image.dtype.kind == "f" else image).astype(np.float32)
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
     if image.ndim == 2:
@@ -70,32 +75,32 @@ def _to_channels(image: Image, n_channels: int) -> npt.NDArray[np.generic]:
     raise ImageError(f"the network takes {n_channels} channels; images have 1 or 3")
 
 
-def _finite(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    # beyond the range of float32 is as good as infinite
-    limit = float(np.finfo(np.float32).max) / 4
-    finite = np.isfinite(image) & (np.abs(image) < limit)
+def _finite(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    # Beyond the range of float32 is as good as infinite. A quarter of it, so that a difference stays within as well.
+    limit = min(float(np.finfo(np.float32).max) / 4, float(np.finfo(image.dtype).max))
+    finite = np.abs(image) <= limit  # False for NaN
     if finite.all():
         return image
     if not finite.any():
         return np.zeros_like(image)
-    low, high = float(image[finite].min()), float(image[finite].max())
-    return np.clip(np.nan_to_num(image, nan=low, posinf=high, neginf=low), low, high)
+    low, high = image[finite].min(), image[finite].max()
+    clipped: npt.NDArray[Any] = np.clip(np.where(np.isnan(image), low, image), low, high)
+    return clipped
 
 
-def _percentiles(planes: npt.NDArray[np.generic]) -> tuple[float, float]:
+def _percentiles(planes: npt.NDArray[Any]) -> tuple[float, float]:
     """The two percentiles, interpolated linearly as numpy.percentile does; minimum and maximum where they coincide."""
-    if planes.shape[0] > 1 and planes.strides[0] == 0:
-        planes = planes[:1]  # grey repeated: one copy tells all
     if planes.dtype in (np.uint8, np.uint16):
         # a histogram instead of a partial sort: several times quicker on large images
-        counts = np.bincount(planes.ravel(), minlength=256)
+        repeats = planes.shape[0] if planes.strides[0] == 0 else 1  # grey repeated: one copy tells all
+        counts = np.bincount((planes[0] if repeats > 1 else planes).ravel(), minlength=256) * repeats
         ranks = np.cumsum(counts)
         low, high = (_rank(ranks, percent / 100 * (planes.size - 1)) for percent in (LOW_PERCENTILE, HIGH_PERCENTILE))
     else:
         low, high = np.percentile(planes, (LOW_PERCENTILE, HIGH_PERCENTILE)).tolist()
     if high > low:
         return low, high
-    return float(planes.min()), float(planes.max())  # type: ignore[attr-defined]  # generic covers bool too
+    return float(planes.min()), float(planes.max())
 
 
 def _rank(ranks: npt.NDArray[np.int64], position: float) -> float:

@@ -121,7 +121,7 @@ class Segmenter:
             logits = self.runtime.run(batch)
             if not np.isfinite(logits).all():
                 raise WeightsError("the network answers a test picture with NaN or infinity")
-            if float(np.ptp(logits)) == 0:
+            if not np.ptp(logits, axis=(0, 2, 3)).any():  # of each of its maps
                 raise WeightsError("the network gives one and the same value for every pixel of a test picture")
 
 
@@ -140,6 +140,4 @@ def load_segmenter(
         WeightsError: the file cannot be used, or the device is not there.
     """
     checkpoint = read_checkpoint(path)
-    return Segmenter(
-        checkpoint, TorchRuntime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles)
-    )
+    return Segmenter(checkpoint, TorchRuntime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles))

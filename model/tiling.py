@@ -11,7 +11,7 @@ from model.types import Logits, Planes
 from model.unet import STRIDE
 
 OVERLAP_PX = 64  # least width shared by neighbours
-# The outermost pixels of a tile saw the zero padding of the convolutions; where a neighbour covers them they don't count.
+# The outermost pixels of a tile saw the convolutions' zero padding; where a neighbour covers them they don't count.
 MARGIN_PX = 16
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Layout = Literal["tutorial", "milesial"]
+Layout = Literal["tutorial", "milesial", "milesial-biased"]
 
 DEPTH = 4
 STRIDE = 2**DEPTH  # four 2x poolings: the sides of a batch divide by this
@@ -83,7 +83,8 @@ class UNet(nn.Module):
         bilinear: up-sample by interpolation (True) or by a learnt transposed convolution (False).
         width: channels of the first block; the blocks have width * (1, 2, 4, 8, 8).
         layout: whose tensor shapes. `tutorial`: convolutions with bias, 8 * width channels at the bottom.
-            `milesial`: no bias, and 16 * width at the bottom where bilinear is False.
+            `milesial`: no bias, and 16 * width at the bottom where bilinear is False. `milesial-biased`: the same with
+            biases, as that repository had it at first.
         align_corners: how interpolation maps the grids. True, as both public layouts were trained, makes the output
             depend on the map's size; False does not (decisions/0003). Unused where bilinear is False.
     """
@@ -104,9 +105,10 @@ class UNet(nn.Module):
         self.bilinear = bilinear
         self.width = width
         self.layout = layout
-        bias = layout == "tutorial"
+        bias = layout != "milesial"
+        newer = layout != "tutorial"
         w = width
-        bottom = 16 * w if layout == "milesial" and not bilinear else 8 * w
+        bottom = 16 * w if newer and not bilinear else 8 * w
 
         def up(below: int, skip: int, out: int) -> Up:
             """`below` channels come from the level underneath, `skip` from the contracting path."""
@@ -114,14 +116,14 @@ class UNet(nn.Module):
             if bilinear:
                 module = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners)
                 raised = below
-            elif layout == "milesial":
+            elif newer:
                 module = nn.ConvTranspose2d(below, below // 2, 2, stride=2)
                 raised = below // 2
             else:
                 module = nn.ConvTranspose2d(below, below, 2, stride=2)
                 raised = below
             joined = raised + skip
-            mid = joined // 2 if layout == "milesial" and bilinear else out
+            mid = joined // 2 if newer and bilinear else out
             return Up(module, DoubleConv(joined, out, mid, bias=bias))
 
         # The milesial layout with transposed convolutions halves the channels on the way up, so each level leaves
