@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from model.errors import AmbiguousAxesError, ImageError, ImageTooLargeError, Und
 from model.types import Image, Labels, Mask, Probability
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # read by Pillow; TIFF by tifffile
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DEFAULT_MAX_PIXELS = 8192 * 8192
 # zlib's level 1: masks and labels are long runs, where higher levels cost several times as much for a few per cent
@@ -42,6 +44,15 @@ class DecodedImage:
     n_pages: int = 1
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the first bytes of a file say of its picture: height and width of one plane in pixels, and its format."""
+
+    height: int
+    width: int
+    format: str
+
+
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, page: int | None = None) -> DecodedImage:
     """Decode one picture.
 
@@ -57,19 +68,24 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, page: int
         AmbiguousAxesError: several planes and no `page`.
         ImageError: `page` is not in the file, or its pixels are complex numbers.
     """
-    if not data:
-        raise UndecodableImageError("the file is empty (0 bytes)")
-    try:
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    with _decoder_errors(data):
+        if data[:4] in TIFF_MAGIC:
             return _decode_tiff(data, max_pixels, page)
         return _decode_picture(data, max_pixels, page)
-    except ImageError:
-        raise
-    except MemoryError as error:
-        raise ImageTooLargeError("the image does not fit into memory") from error
-    except Exception as error:  # decoders raise whatever their depths raise; the sender sees one kind
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UndecodableImageError(f"the image is damaged or cut short: {reason}") from error
+
+
+def inspect_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+    """Read the size of a picture from its header, without decoding; arguments and errors as in decode_image."""
+    with _decoder_errors(data):
+        if data[:4] in TIFF_MAGIC:
+            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+                series = _first_series(tiff, max_pixels)
+                first = series.keyframe
+                return ImageHeader(height=first.imagelength, width=first.imagewidth, format="TIFF")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = _open_picture(data, max_pixels)
+            return ImageHeader(height=picture.height, width=picture.width, format=picture.format or "")
 
 
 def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, page: int | None = None) -> Image:
@@ -146,6 +162,22 @@ def draw_overlay(image: Image, labels: Labels) -> npt.NDArray[np.uint8]:
     return picture
 
 
+@contextmanager
+def _decoder_errors(data: bytes) -> Iterator[None]:
+    """Turn whatever a decoder raises into an ImageError."""
+    if not data:
+        raise UndecodableImageError("the file is empty (0 bytes)")
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageTooLargeError("the image does not fit into memory") from error
+    except Exception as error:  # decoders raise whatever their depths raise; the sender sees one kind
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UndecodableImageError(f"the image is damaged or cut short: {reason}") from error
+
+
 def _check_size(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise ImageTooLargeError(f"{width} x {height} px = {height * width:,} pixels; at most {max_pixels:,}")
@@ -163,17 +195,33 @@ def _choose_page(n_pages: int, page: int | None, found: str) -> int:
     return page
 
 
+def _open_picture(data: bytes, max_pixels: int) -> PillowImage.Image:
+    try:
+        picture = PillowImage.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UndecodableImageError(
+            f"not an image of a kind that is read ({', '.join(FORMATS)}, TIFF): it starts with {data[:8]!r}"
+        ) from error
+    _check_size(picture.height, picture.width, max_pixels)
+    return picture
+
+
+def _first_series(tiff: tifffile.TiffFile, max_pixels: int) -> tifffile.TiffPageSeries:
+    if not tiff.series:
+        raise UndecodableImageError("the TIFF holds no image")
+    series = tiff.series[0]
+    first = series.keyframe
+    _check_size(first.imagelength, first.imagewidth, max_pixels)
+    if first.samplesperpixel > 4:  # before reading: thousands of samples make few pixels many bytes
+        raise AmbiguousAxesError(f"{first.samplesperpixel} samples a pixel; allowed are 1 (grey), 3 (RGB) and 4 (RGBA)")
+    return series
+
+
 def _decode_picture(data: bytes, max_pixels: int, page: int | None) -> DecodedImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata that nothing here uses
-        try:
-            picture = PillowImage.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise UndecodableImageError(
-                f"not an image of a kind that is read ({', '.join(FORMATS)}, TIFF): it starts with {data[:8]!r}"
-            ) from error
+        picture = _open_picture(data, max_pixels)
         kind = picture.format or ""
-        _check_size(picture.height, picture.width, max_pixels)
         n_pages = getattr(picture, "n_frames", 1)
         index = _choose_page(n_pages, page, f"animated {kind}")
         if kind == "PNG" and data[24] == 16:  # bit depth, in the IHDR chunk: Pillow would cut 16-bit colour to 8
@@ -191,12 +239,9 @@ def _decode_picture(data: bytes, max_pixels: int, page: int | None) -> DecodedIm
 
 def _decode_tiff(data: bytes, max_pixels: int, page: int | None) -> DecodedImage:
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        if not tiff.series:
-            raise UndecodableImageError("the TIFF holds no image")
-        series = tiff.series[0]
+        series = _first_series(tiff, max_pixels)
         first = series.keyframe
         height, width = first.imagelength, first.imagewidth
-        _check_size(height, width, max_pixels)
         if np.dtype(first.dtype).kind == "c":
             raise ImageError("pixels are complex numbers; allowed are bool, integers and floats")
         samples = first.samplesperpixel
@@ -219,6 +264,4 @@ def _decode_tiff(data: bytes, max_pixels: int, page: int | None) -> DecodedImage
             pixels = ~pixels if pixels.dtype.kind == "b" else np.iinfo(pixels.dtype).max - pixels
         if samples == 2:  # grey and alpha
             pixels = pixels[:, :, 0]
-        if samples > 4:
-            raise AmbiguousAxesError(f"{samples} samples a pixel; allowed are 1 (grey), 3 (RGB) and 4 (RGBA)")
         return DecodedImage(np.ascontiguousarray(pixels), "TIFF", n_pages)

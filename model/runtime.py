@@ -30,7 +30,11 @@ class Runtime(Protocol):
     batch_tiles: int
 
     def run(self, batch: Batch) -> Logits:
-        """Map (N, C, S, S) float32, N <= batch_tiles, to (N, K, S, S) float32 logits."""
+        """Map (N, C, S, S) float32, N <= batch_tiles, to (N, K, S, S) float32 logits.
+
+        Raises:
+            MemoryError: the device has no room for it; fewer batch_tiles may fit.
+        """
         ...
 
 
@@ -61,10 +65,18 @@ class TorchRuntime:
             filler = np.zeros((self.batch_tiles - n, *batch.shape[1:]), dtype=np.float32)
             batch = np.concatenate([batch, filler])
         tensor = torch.from_numpy(np.ascontiguousarray(batch))
-        tensor = tensor.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits = self._network(tensor)
-        result: Logits = logits.float().cpu().numpy()[:n]
+        try:
+            tensor = tensor.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+                logits = self._network(tensor)
+            result: Logits = logits.float().cpu().numpy()[:n]
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise MemoryError(f"no room for {self.batch_tiles} tiles on {self.device}") from error
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" in str(error):  # the CPU's allocator has no exception of its own
+                raise MemoryError(f"no room for {self.batch_tiles} tiles on {self.device}") from error
+            raise
         return result
 
 
