@@ -1,0 +1,1 @@
+"""Builds, evaluates and publishes weights: `python -m training --help`."""

@@ -1,0 +1,200 @@
+"""`python -m training fit | evaluate | publish | synthesize`: the command line of the training package."""
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from model.errors import SegmentationError
+from training.config import RECIPES, Recipe, make_recipe
+from training.errors import TrainingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 refused or stopped early, 2 where nothing could start."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (TrainingError, SegmentationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from training.data import DataError, find_pairs, split_pairs
+    from training.train import fit
+
+    overrides = {
+        field.name: getattr(options, field.name)
+        for field in fields(Recipe)
+        if field.name != "name" and getattr(options, field.name) is not None
+    }
+    recipe = make_recipe(options.recipe, overrides)
+    pairs = find_pairs(options.data)
+    if options.only is not None:
+        chosen = set(_read_names(options.only))
+        pairs = [pair for pair in pairs if pair.name in chosen]
+        if not pairs:
+            raise DataError(f"{options.only} names none of the images in {options.data}")
+    if options.val_data is not None:
+        train, validation = pairs, find_pairs(options.val_data)
+    else:
+        names = _read_names(options.val_list) if options.val_list else None
+        train, validation = split_pairs(pairs, fraction=options.val_fraction, names=names, seed=recipe.seed)
+    run_folder = options.run_folder or Path("runs") / options.out.stem
+    result = fit(
+        train,
+        validation,
+        recipe,
+        out=options.out,
+        run_folder=run_folder,
+        data_name=options.data_name or options.data.resolve().name,
+        device=options.device,
+        precision=options.precision,
+        workers=options.workers,
+        max_steps=options.max_steps,
+        quiet=options.quiet,
+    )
+    if not result.finished:
+        print(f"stopped; the same command goes on from {run_folder}", file=sys.stderr)
+        return 1
+    best = result.progress
+    print(f"{options.out}: validation Dice {best.best_dice:.4f}, from epoch {best.best_epoch + 1}; log in {run_folder}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from model.segmenter import load_segmenter
+    from training.data import find_pairs, split_pairs
+    from training.evaluate import evaluate
+
+    pairs = find_pairs(options.data)
+    if options.only is not None:
+        names = _read_names(options.only)
+        _, pairs = split_pairs(pairs, names=names) if len(set(names)) < len(pairs) else ([], pairs)
+    segmenter = load_segmenter(options.weights, device=options.device)
+    scores = evaluate(segmenter, pairs, threshold=options.threshold, quiet=options.quiet)
+    if options.json:
+        print(json.dumps(scores.summary() | {"images": [vars(image) for image in scores.images]}, indent=2))
+        return 0
+    print(f"{options.weights} on {len(pairs)} images of {options.data}")
+    print(f"threshold {scores.threshold:.2f}  Dice {scores.dice:.4f}  IoU {scores.iou:.4f}")
+    for key, value in scores.ap.items():
+        print(f"AP at IoU {key}: {value:.4f}")
+    for image in sorted(scores.images, key=lambda image: image.dice)[:5]:
+        print(f"worst: {image.name} Dice {image.dice:.4f}")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from training.data import find_pairs
+    from training.errors import RefusedError
+    from training.publish import publish
+
+    try:
+        report = publish(
+            options.candidate,
+            find_pairs(options.data),
+            to=options.to,
+            force=options.force,
+            tolerance=options.tolerance,
+            device=options.device,
+            quiet=options.quiet,
+        )
+    except RefusedError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    return 0
+
+
+def _synthesize(options: argparse.Namespace) -> int:
+    from training.synthesize import synthesize
+
+    synthesize(options.folder, count=options.count, size_px=options.size_px, seed=options.seed)
+    print(f"{options.count} images with instances in {options.folder}")
+    return 0
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror or error}") from error
+    return [Path(line.strip()).stem for line in lines if line.strip()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description="Train, score and publish weights.")
+    commands = parser.add_subparsers(required=True)
+
+    fit = commands.add_parser("fit", help="train on a folder of images with truth")
+    fit.set_defaults(run=_fit)
+    fit.add_argument("data", type=Path, help="folder with image/ and label/ or instances/, or another known layout")
+    fit.add_argument("--out", type=Path, required=True, help="where the best checkpoint goes at the end")
+    fit.add_argument("--recipe", choices=sorted(RECIPES), default="default")
+    fit.add_argument("--run", dest="run_folder", type=Path, help="folder of this run's state and log; runs/<OUT's stem>")
+    fit.add_argument("--only", type=Path, help="file of image names, a line each, that are used at all")
+    split = fit.add_mutually_exclusive_group()
+    split.add_argument("--val-fraction", type=float, default=0.1, help="of the images, drawn by the seed, that validate")
+    split.add_argument("--val-list", type=Path, help="file of image names, a line each, that validate")
+    split.add_argument("--val-data", type=Path, help="a second folder that validates")
+    fit.add_argument("--data-name", help="what the card calls the data; the folder's name if left out")
+    fit.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    fit.add_argument("--precision", choices=("32-true", "16-mixed", "bf16-mixed"))
+    fit.add_argument("--workers", type=int, default=0, help="processes that prepare samples")
+    fit.add_argument("--max-steps", type=int, help="stop after so many more steps; the same command goes on")
+    fit.add_argument("--quiet", action="store_true", help="no progress bar")
+    group = fit.add_argument_group("numbers of the recipe", "each overrides the recipe's own")
+    hints = get_type_hints(Recipe)
+    for field in fields(Recipe):
+        if field.name != "name":
+            _add_number(group, field.name, hints[field.name])
+
+    evaluate = commands.add_parser("evaluate", help="score weights on a folder of images with truth")
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("weights", type=Path)
+    evaluate.add_argument("data", type=Path)
+    evaluate.add_argument("--only", type=Path, help="file of image names, a line each, that are scored")
+    evaluate.add_argument("--threshold", type=float, help="0 to 1; the checkpoint's own if left out")
+    evaluate.add_argument("--json", action="store_true", help="print everything, each image's scores too")
+    _add_common(evaluate)
+
+    publish = commands.add_parser("publish", help="put a candidate into service, unless it is worse")
+    publish.set_defaults(run=_publish)
+    publish.add_argument("candidate", type=Path)
+    publish.add_argument("data", type=Path, help="images with truth that neither was trained on")
+    publish.add_argument("--to", type=Path, default=Path("weights/best_model.pth"))
+    publish.add_argument("--force", action="store_true", help="publish a worse one too")
+    publish.add_argument("--tolerance", type=float, default=0.0, help="Dice that it may be worse by")
+    _add_common(publish)
+
+    synthesize = commands.add_parser("synthesize", help="draw a small data set of cells with truth")
+    synthesize.set_defaults(run=_synthesize)
+    synthesize.add_argument("folder", type=Path)
+    synthesize.add_argument("--count", type=int, default=24)
+    synthesize.add_argument("--size-px", type=int, default=256)
+    synthesize.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_number(group: Any, name: str, hint: Any) -> None:
+    option = "--" + name.replace("_", "-")
+    if hint is bool:
+        group.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
+    elif get_origin(hint) is not None:  # a Literal
+        group.add_argument(option, choices=get_args(hint))
+    else:
+        group.add_argument(option, type=hint, metavar=hint.__name__.upper())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Recipes: every number of a training run, in one frozen dataclass that is stored whole in the checkpoint."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from training.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Each field is also an option of `python -m training fit`.
+
+    Attributes:
+        name: of the recipe that this began as.
+        width: channels of the first block.
+        bilinear: up-sample by interpolation, else by transposed convolution.
+        align_corners: of the interpolation (docs/decisions/0003).
+        n_channels: of the input image: 1 (grey) or 3 (RGB).
+        border: `auto` adds an output for the places where cells touch, where the data has one label a cell; `no` never.
+        normalisation: see model.checkpoint.ModelConfig.
+        crop_px: side of the square crops, in pixels; 0 trains on whole images.
+        crops_per_epoch: samples in an epoch; 0 is one for each image.
+        epochs: at most.
+        batch_size: samples a step, over all devices together.
+        optimizer: RMSprop is the one that is built.
+        lr, momentum, weight_decay, alpha: of RMSprop.
+        schedule: `constant`, or `cosine` from lr to lr / 100 over the run, after a linear warm-up.
+        warmup_steps: of the cosine schedule.
+        clip_norm: largest norm of the gradient; 0 leaves it as it is.
+        dice_weight: weight of the soft Dice loss beside binary cross-entropy.
+        border_weight: weight of the border output's loss beside the cell output's.
+        ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights themselves.
+        patience: epochs without a better validation score after which a run stops; 0 never stops early.
+        flip_prob: of a random flip (left-right, up-down or both).
+        warp_prob: of a random warp: rotation, scale, shear and elastic deformation in one resampling.
+        rotate_deg, shear, scale, elastic_px: largest absolute values of these; scale 0.3 is 0.7x to 1.3x.
+        intensity_prob: of each of contrast (gamma), brightness, noise and blur.
+        gamma: largest exponent of contrast, and its inverse the smallest.
+        brightness: largest relative change and shift of intensity.
+        noise_std: largest standard deviation of Gaussian noise, as a fraction of the 1..99.8 percentile range.
+        blur_px: largest standard deviation of Gaussian blur, in pixels.
+        seed: of everything random.
+    """
+
+    name: str = "default"
+    width: int = 32
+    bilinear: bool = True
+    align_corners: bool = False
+    n_channels: int = 1
+    border: Literal["auto", "no"] = "auto"
+    normalisation: Literal["percentile", "raw", "unit"] = "percentile"
+    crop_px: int = 256
+    crops_per_epoch: int = 1000
+    epochs: int = 30
+    batch_size: int = 4
+    optimizer: Literal["rmsprop"] = "rmsprop"
+    lr: float = 1e-4
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    alpha: float = 0.99
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    dice_weight: float = 1.0
+    border_weight: float = 1.0
+    ema_decay: float = 0.995
+    patience: int = 0
+    flip_prob: float = 0.75
+    warp_prob: float = 0.7
+    rotate_deg: float = 180.0
+    shear: float = 0.1
+    scale: float = 0.35
+    elastic_px: float = 3.0
+    intensity_prob: float = 0.3
+    gamma: float = 1.5
+    brightness: float = 0.2
+    noise_std: float = 0.08
+    blur_px: float = 1.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} {getattr(self, name)}; allowed is 1 or more")
+        if self.n_channels not in (1, 3):
+            raise TrainingError(f"n_channels {self.n_channels}; allowed are 1 and 3")
+        if self.crop_px < 0 or self.crop_px % 64 or self.crop_px == 64:
+            raise TrainingError(f"crop_px {self.crop_px}; allowed are 0 (whole images) and multiples of 64 from 128 on")
+        if self.crop_px == 0 and self.batch_size > 1:
+            raise TrainingError("batch_size of more than 1 needs crops (crop_px); whole images may differ in size")
+        for name in ("flip_prob", "warp_prob", "intensity_prob", "momentum", "alpha", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} {getattr(self, name)}; allowed is 0 to 1")
+        if self.lr <= 0:
+            raise TrainingError(f"lr {self.lr}; allowed is more than 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint's card."""
+        return asdict(self)
+
+
+# The tutorial's numbers as they are. Only flips; whole images; grey levels 0..255; no schedule.
+CLASSIC = Recipe(
+    name="classic",
+    width=64,
+    align_corners=True,
+    border="no",
+    normalisation="raw",
+    crop_px=0,
+    crops_per_epoch=0,
+    epochs=40,
+    batch_size=1,
+    lr=1e-5,
+    momentum=0.9,
+    weight_decay=1e-8,
+    schedule="constant",
+    warmup_steps=0,
+    clip_norm=0.0,
+    dice_weight=0.0,
+    ema_decay=0.0,
+    flip_prob=0.75,  # flip codes -1, 0, 1 and "none", drawn alike
+    warp_prob=0.0,
+    intensity_prob=0.0,
+)
+
+RECIPES = {"default": Recipe(), "classic": CLASSIC}
+
+
+def make_recipe(name: str, overrides: dict[str, Any]) -> Recipe:
+    """A recipe with some numbers changed.
+
+    Raises:
+        TrainingError: an unknown recipe or field, or a value that is not allowed.
+    """
+    if name not in RECIPES:
+        raise TrainingError(f"recipe {name!r}; there are {', '.join(RECIPES)}")
+    unknown = set(overrides) - {field.name for field in fields(Recipe)}
+    if unknown:
+        raise TrainingError(f"a recipe has no {sorted(unknown)[0]!r}")
+    return replace(RECIPES[name], **overrides)

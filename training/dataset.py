@@ -1,0 +1,126 @@
+"""Pairs in memory, and the samples that a step takes: a pure function of seed, epoch and position, so runs can resume."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from model.checkpoint import ModelConfig
+from model.preprocess import preprocess
+from model.types import Image, Labels, Planes
+from model.unet import STRIDE
+from training.augment import Augmenter
+from training.config import Recipe
+from training.data import Pair
+from training.targets import make_targets
+
+# Decoded images are kept up to this many bytes in all; those beyond are read again each time.
+CACHE_BYTES = 4 * 1024**3
+
+
+class PairCache:
+    """Reads each pair once, keeping what fits; a broken file is found before training starts.
+
+    Args:
+        pairs: to be read now.
+        quiet: no progress bar.
+
+    Raises:
+        DataError: from Pair.read.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], *, quiet: bool = False) -> None:
+        self.pairs = list(pairs)
+        self._kept: dict[int, tuple[Image, Labels]] = {}
+        self.pixels = 0
+        self.touching = False
+        self.largest_side = 0
+        held = 0
+        for index, pair in enumerate(tqdm(self.pairs, desc="reading", unit="image", disable=quiet or None)):
+            image, labels = pair.read()
+            self.largest_side = max(self.largest_side, *labels.shape)
+            held += image.nbytes + labels.nbytes
+            if held <= CACHE_BYTES:
+                self._kept[index] = image, labels
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Image, Labels]:
+        kept = self._kept.get(index)
+        return self.pairs[index].read() if kept is None else kept
+
+
+class CropDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Samples for training.
+
+    Args:
+        cache: the training pairs.
+        recipe: crop, augmentation and seed.
+        config: channels, normalisation and outputs of the network.
+
+    A key is (epoch, position): which image and which crop of it follow from these and the recipe's seed alone.
+    """
+
+    def __init__(self, cache: PairCache, recipe: Recipe, config: ModelConfig) -> None:
+        self._cache = cache
+        self._recipe = recipe
+        self._config = config
+        self._augment = Augmenter(recipe)
+        self.samples_per_epoch = recipe.crops_per_epoch or len(cache)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(C, S, S) image and (K, S, S) targets, float32."""
+        epoch, position = key
+        seed = int(np.random.SeedSequence([self._recipe.seed, epoch, position]).generate_state(1)[0])
+        image, labels = self._cache[self._image_index(epoch, position)]
+        planes = preprocess(
+            image,
+            n_channels=self._config.architecture.n_channels,
+            normalisation=self._config.normalisation,
+        )
+        planes, labels = self._augment(planes, labels, seed=seed)
+        targets = make_targets(labels, self._config.outputs)
+        planes, targets = _pad_to_stride(planes), _pad_to_stride(targets)
+        return torch.from_numpy(planes), torch.from_numpy(targets)
+
+    def _image_index(self, epoch: int, position: int) -> int:
+        """Go through all images in a new random order, again and again."""
+        number = epoch * self.samples_per_epoch + position
+        lap, place = divmod(number, len(self._cache))
+        return int(np.random.default_rng([self._recipe.seed, lap]).permutation(len(self._cache))[place])
+
+
+class BatchKeys(Sampler[list[tuple[int, int]]]):
+    """The keys of each step of an epoch, for one of several devices.
+
+    Args:
+        samples, batch_size: of an epoch and of a step, over all devices together; a last short batch is left out,
+            unless it is the only one.
+        rank, world: which device this is, of how many; each takes its share of every batch.
+    """
+
+    def __init__(self, samples: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        self.steps = max(1, samples // batch_size)
+        self.epoch = 0
+        self.first_step = 0
+        self._batch_size = min(batch_size, samples)
+        self._rank, self._world = rank, world
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.steps):
+            first = step * self._batch_size
+            yield [(self.epoch, first + index) for index in range(self._rank, self._batch_size, self._world)]
+
+
+def _pad_to_stride(planes: Planes) -> Planes:
+    bottom, right = -planes.shape[1] % STRIDE, -planes.shape[2] % STRIDE
+    if not bottom and not right:
+        return planes
+    return np.pad(planes, ((0, 0), (0, bottom), (0, right)), mode="reflect")

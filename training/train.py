@@ -1,0 +1,450 @@
+"""The training run: steps, validation at the end of each epoch, state that resumes exactly, a stop that loses nothing."""
+
+import fcntl
+import io
+import json
+import math
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import RMSprop
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import training
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, write_atomically, write_checkpoint
+from model.runtime import TorchRuntime
+from model.segmenter import Segmenter
+from training.config import Recipe
+from training.data import Pair
+from training.dataset import BatchKeys, CropDataset, PairCache
+from training.errors import RunError
+from training.evaluate import Scores, evaluate
+from training.figures import draw_curves, draw_overlays
+from training.losses import segmentation_loss
+
+STATE_FORMAT = "maskwell-run/1"
+# A run that is killed without a chance to save loses no more than this.
+SAVE_EVERY_S = 300.0
+
+
+@dataclass
+class Progress:
+    """Where a run is; saved whole.
+
+    Attributes:
+        epoch, step: of the next step to take; `step` counts within the epoch.
+        loss_sum, loss_steps: of the epoch under way.
+        best_dice, best_epoch: of the best validation so far.
+        history: a record an epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    best_dice: float = -1.0
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        finished: False where a signal stopped it; the same command goes on from there.
+        best: the checkpoint with the best validation Dice, if an epoch was finished.
+        progress: the last state.
+    """
+
+    finished: bool
+    best: Path | None
+    progress: Progress
+
+
+def fit(
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+    recipe: Recipe,
+    *,
+    out: Path,
+    run_folder: Path,
+    data_name: str = "",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] | None = None,
+    workers: int = 0,
+    max_steps: int | None = None,
+    quiet: bool = False,
+) -> FitResult:
+    """Train, or go on with a run that was stopped.
+
+    Args:
+        train, validation: pairs that share no image.
+        recipe: every number. A run goes on only with the recipe and the images that it began with.
+        out: where the best checkpoint goes at the end; a file there is replaced in one step.
+        run_folder: state, log and pictures of this run. State is saved after each epoch, every few minutes, and on
+            SIGINT and SIGTERM.
+        data_name: what the card says of the data.
+        device: `auto` takes the GPUs that are there. Under torchrun each process takes one, or its share of the CPU.
+        precision: mixed precision; None takes `16-mixed` on a GPU and `32-true` on a CPU.
+        workers: processes that prepare samples.
+        max_steps: stop after so many more steps, as a signal would; for trials.
+        quiet: no progress bar.
+
+    Raises:
+        DataError: a pair cannot be read.
+        RunError: another process uses the run folder, or what is in it belongs to another recipe or split.
+    """
+    fabric = _make_fabric(device, precision)
+    fabric.launch()
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run_folder, fabric), _stop_signals() as stop:
+        run = _Run(fabric, train, validation, recipe, run_folder, data_name, workers, quiet)
+        finished = run.steps(stop, max_steps)
+        best = run_folder / "best.pth"
+        if finished and fabric.is_global_zero:
+            write_atomically(out, best.read_bytes())
+        fabric.barrier()
+        return FitResult(finished, best if run.progress.best_epoch >= 0 else None, run.progress)
+
+
+class _Run:
+    """All that lives as long as the run."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        train: Sequence[Pair],
+        validation: Sequence[Pair],
+        recipe: Recipe,
+        folder: Path,
+        data_name: str,
+        workers: int,
+        quiet: bool,
+    ) -> None:
+        self.fabric, self.recipe, self.folder, self.quiet = fabric, recipe, folder, quiet
+        self._data_name = data_name
+        hidden = quiet or not fabric.is_global_zero
+        self._train = PairCache(train, quiet=hidden)
+        self._validation = PairCache(validation, quiet=hidden) if fabric.is_global_zero else None
+        self.config = _model_config(recipe, train, self._train.largest_side)
+        self._split = {"train": [pair.name for pair in train], "validation": [pair.name for pair in validation]}
+        torch.manual_seed(recipe.seed)
+        network = self.config.architecture.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = RMSprop(
+            network.parameters(),
+            lr=recipe.lr,
+            alpha=recipe.alpha,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        self._dataset = CropDataset(self._train, recipe, self.config)
+        self._keys = BatchKeys(
+            self._dataset.samples_per_epoch, recipe.batch_size, rank=fabric.global_rank, world=fabric.world_size
+        )
+        self._schedule = LambdaLR(optimizer, _lr_factor(recipe, self._keys.steps * recipe.epochs))
+        self.network, self._optimizer = fabric.setup(network, optimizer)
+        loader = DataLoader(
+            self._dataset, batch_sampler=self._keys, num_workers=workers, persistent_workers=workers > 0
+        )
+        self._loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        self._ema = {name: value.detach().clone() for name, value in self._state().items()} if recipe.ema_decay else None
+        self.progress = Progress()
+        self._resume()
+
+    def steps(self, stop: "_Stop", max_steps: int | None) -> bool:
+        """Train to the end; False if it was asked to stop before."""
+        recipe, progress = self.recipe, self.progress
+        left = max_steps
+        writer = SummaryWriter(str(self.folder / "tensorboard")) if self.fabric.is_global_zero else None
+        saved_at = time.monotonic()
+        try:
+            while progress.epoch < recipe.epochs and not self._out_of_patience():
+                self._keys.epoch, self._keys.first_step = progress.epoch, progress.step
+                bar = tqdm(
+                    total=self._keys.steps,
+                    initial=progress.step,
+                    desc=f"epoch {progress.epoch + 1}/{recipe.epochs}",
+                    unit="step",
+                    disable=self.quiet or not self.fabric.is_global_zero or None,
+                    leave=False,
+                )
+                with bar:
+                    for images, targets in self._loader:
+                        loss = self._step(images, targets)
+                        progress.step += 1
+                        progress.loss_sum += loss
+                        progress.loss_steps += 1
+                        bar.update()
+                        bar.set_postfix(loss=f"{progress.loss_sum / progress.loss_steps:.4f}")
+                        left = None if left is None else left - 1
+                        asked = self.fabric.broadcast(stop.asked or left == 0)
+                        if asked and progress.step < self._keys.steps:
+                            self._save()
+                            return False
+                        if time.monotonic() - saved_at > SAVE_EVERY_S:
+                            self._save()
+                            saved_at = time.monotonic()
+                self._end_epoch(writer)
+                saved_at = time.monotonic()
+                if self.fabric.broadcast(stop.asked or left == 0) and progress.epoch < recipe.epochs:
+                    return False
+            return True
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def _step(self, images: Tensor, targets: Tensor) -> float:
+        recipe = self.recipe
+        self.network.train()
+        logits = self.network(images.contiguous(memory_format=torch.channels_last))
+        loss = segmentation_loss(
+            logits, targets, dice_weight=recipe.dice_weight, border_weight=recipe.border_weight
+        )
+        self._optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if recipe.clip_norm:
+            self.fabric.clip_gradients(self.network, self._optimizer, max_norm=recipe.clip_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RunError(f"the loss became {value} at epoch {self.progress.epoch + 1}; a lower lr may help")
+        self._update_ema()
+        return value
+
+    def _update_ema(self) -> None:
+        if self._ema is None:
+            return
+        done = self.progress.epoch * self._keys.steps + self.progress.step
+        # a plain average at first, or the random start would linger
+        decay = min(self.recipe.ema_decay, (1 + done) / (10 + done))
+        for name, value in self._state().items():
+            if value.is_floating_point():
+                self._ema[name].lerp_(value.detach(), 1 - decay)
+            else:
+                self._ema[name].copy_(value)
+
+    def _end_epoch(self, writer: SummaryWriter | None) -> None:
+        progress = self.progress
+        record = {"epoch": float(progress.epoch + 1), "loss": progress.loss_sum / max(progress.loss_steps, 1)}
+        if self._validation is not None:
+            checkpoint = Checkpoint(
+                {name: value.detach().float().cpu() if value.is_floating_point() else value.cpu()
+                 for name, value in (self._ema or self._state()).items()},
+                self.config, {}, "",
+            )  # fmt: skip
+            scores, segmenter = self._validate(checkpoint)
+            record |= {"val_dice": scores.dice, "val_iou": scores.iou, "threshold": scores.threshold}
+            record |= {f"val_ap{key}": value for key, value in scores.ap.items() if key in ("0.5", "0.7", "0.9")}
+            record["lr"] = float(self._schedule.get_last_lr()[0])
+            if writer is not None:
+                for name, value in record.items():
+                    writer.add_scalar(name, value, progress.epoch + 1)
+            progress.history.append(record)
+            if scores.dice > progress.best_dice:
+                progress.best_dice, progress.best_epoch = scores.dice, progress.epoch
+                config = self.config.model_copy(update={"threshold": scores.threshold})
+                write_checkpoint(self.folder / "best.pth", checkpoint.state, config, self._card(scores), half=True)
+                draw_overlays(self.folder / "overlays.png", segmenter, self._validation, scores)
+            draw_curves(self.folder / "curves.png", progress.history)
+            if not self.quiet:
+                text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
+                tqdm.write(f"{text}  best {progress.best_dice:.4f}")
+        progress.epoch += 1
+        progress.step, progress.loss_sum, progress.loss_steps = 0, 0.0, 0
+        # the other processes stop with the first, so they must know what it knows
+        progress.best_dice, progress.best_epoch = self.fabric.broadcast((progress.best_dice, progress.best_epoch))
+        self._save()
+
+    def _validate(self, checkpoint: Checkpoint) -> tuple[Scores, Segmenter]:
+        assert self._validation is not None
+        segmenter = Segmenter(checkpoint, TorchRuntime(checkpoint, device=str(self.fabric.device), precision="fp32"))
+        return evaluate(segmenter, self._validation, tune=True, quiet=self.quiet), segmenter
+
+    def _out_of_patience(self) -> bool:
+        progress, patience = self.progress, self.recipe.patience
+        return bool(patience) and progress.best_epoch >= 0 and progress.epoch - 1 - progress.best_epoch >= patience
+
+    def _state(self) -> dict[str, Tensor]:
+        module: nn.Module = self.network.module
+        module = getattr(module, "module", module)  # DistributedDataParallel wraps once more
+        state: dict[str, Tensor] = module.state_dict()
+        return state
+
+    def _card(self, scores: Scores) -> dict[str, Any]:
+        steps = (self.progress.epoch + 1) * self._keys.steps
+        return {
+            "data": self._data_name,
+            "split": self._split,
+            "scores": {"validation": scores.summary()},
+            "recipe": self.recipe.to_dict(),
+            "epoch": self.progress.epoch + 1,
+            "steps": steps,
+            "samples": steps * self.recipe.batch_size,
+            "commit": _git_commit(),
+            "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "torch": torch.__version__,
+        }
+
+    def _fingerprint(self) -> str:
+        return json.dumps({"recipe": self.recipe.to_dict(), "split": self._split}, sort_keys=True)
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            buffer = io.BytesIO()
+            torch.save(
+                {
+                    "format": STATE_FORMAT,
+                    "fingerprint": self._fingerprint(),
+                    "network": self._state(),
+                    "ema": self._ema,
+                    "optimizer": self._optimizer.state_dict(),
+                    "schedule": self._schedule.state_dict(),
+                    "rng": torch.get_rng_state(),
+                    "progress": vars(self.progress),
+                },
+                buffer,
+            )
+            write_atomically(self.folder / "state.pth", buffer.getvalue())
+        self.fabric.barrier()
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pth"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+        if state.get("format") != STATE_FORMAT or state.get("fingerprint") != self._fingerprint():
+            raise RunError(
+                f"{path} belongs to another recipe or other images; name another folder with --run, or delete this one"
+            )
+        module: nn.Module = self.network.module
+        getattr(module, "module", module).load_state_dict(state["network"])
+        self._ema = state["ema"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.progress = Progress(**state["progress"])
+        if not self.quiet and self.fabric.is_global_zero:
+            tqdm.write(f"going on with {self.folder} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}")
+
+
+def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> ModelConfig:
+    outputs: tuple[Literal["background", "cell", "border"], ...] = ("cell",)
+    if recipe.border == "auto" and all(pair.kind != "mask" for pair in train):
+        outputs = ("cell", "border")
+    architecture = Architecture(
+        n_channels=recipe.n_channels,
+        n_classes=len(outputs),
+        width=recipe.width,
+        bilinear=recipe.bilinear,
+        align_corners=recipe.align_corners,
+    )
+    if recipe.crop_px == 0:
+        # whole images: tiles of their size, for with align_corners the answer depends on it
+        tile_px: tuple[int, ...] = (min(1024, max(128, -(-largest_side // 64) * 64)),)
+    elif recipe.align_corners and recipe.bilinear:
+        tile_px = (recipe.crop_px,)
+    else:
+        tile_px = tuple(sorted({256, 512, recipe.crop_px}))
+    return ModelConfig(architecture=architecture, normalisation=recipe.normalisation, outputs=outputs, tile_px=tile_px)
+
+
+class _LrFactor:
+    """Picklable, so that the schedule's state can be saved."""
+
+    def __init__(self, recipe: Recipe, total: int) -> None:
+        self._recipe, self._total = recipe, max(total, 1)
+
+    def __call__(self, step: int) -> float:
+        recipe = self._recipe
+        if recipe.schedule == "constant":
+            return 1.0
+        if step < recipe.warmup_steps:
+            return (step + 1) / recipe.warmup_steps
+        share = min(1.0, (step - recipe.warmup_steps) / max(1, self._total - recipe.warmup_steps))
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _lr_factor(recipe: Recipe, total: int) -> Any:
+    factor = _LrFactor(recipe, total)
+    return lambda step: factor(step)
+
+
+def _make_fabric(device: str, precision: str | None) -> Fabric:
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    import os
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return Fabric(
+        accelerator="cuda" if on_gpu else "cpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1,
+        num_nodes=max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if world > 1 else 1,
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision or ("16-mixed" if on_gpu else "32-true"),  # type: ignore[arg-type]
+    )
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM ask for a stop after the step under way; a second one ends at once."""
+    stop = _Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        tqdm.write("stopping after this step; the same command goes on from there")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _locked(folder: Path, fabric: Fabric) -> Iterator[None]:
+    if not fabric.is_global_zero:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another process trains in {folder}") from error
+        yield
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(training.__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
