@@ -1,0 +1,67 @@
+"""The answer to a batch: a zip with one result a file, under names that are safe to unpack."""
+
+import io
+import json
+import unicodedata
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+
+from app.schemas import FileProblem
+
+MAX_STEM_BYTES = 150  # with number, kind and suffix below the 255 that file systems allow
+# What Windows won't have in a name, apart from control characters.
+FORBIDDEN = set('<>:"/\\|?*')
+DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip knows: identical input gives identical bytes
+
+
+def to_safe_stem(name: str) -> str:
+    """What of an uploaded file's name may stand in a zip: its last part, without suffix.
+
+    Args:
+        name: as the client sent it; may hold paths of any system, control characters, nothing at all.
+
+    Returns:
+        A name without separators that any system can unpack; `image` if nothing is left.
+    """
+    last = PurePosixPath(PureWindowsPath(name).name).name
+    stem = PurePosixPath(unicodedata.normalize("NFC", last)).stem if last else ""
+    kept = "".join("_" if char in FORBIDDEN or not char.isprintable() else char for char in stem)
+    kept = kept.encode("utf-8", "ignore")[:MAX_STEM_BYTES].decode("utf-8", "ignore").strip(" .")
+    if not kept:
+        return "image"
+    return f"_{kept}" if kept.split(".")[0].casefold() in DEVICES else kept
+
+
+def to_unique_stems(names: Iterable[str]) -> list[str]:
+    """A safe stem for each name, no two alike, not even where capitals do not count: `a`, `a-2`, `a-3`."""
+    taken: set[str] = set()
+    stems = []
+    for name in names:
+        stem = to_safe_stem(name)
+        candidate, number = stem, 1
+        while unicodedata.normalize("NFC", candidate.casefold()) in taken:
+            number += 1
+            candidate = f"{stem}-{number}"
+        taken.add(unicodedata.normalize("NFC", candidate.casefold()))
+        stems.append(candidate)
+    return stems
+
+
+def write_archive(results: Sequence[tuple[str, bytes]], problems: Sequence[FileProblem]) -> bytes:
+    """A zip of results by name; `errors.json` where there were problems. Stored, for the results are compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in results:
+            archive.writestr(_entry(name), data)
+        if problems:
+            listed = [problem.model_dump(mode="json") for problem in problems]
+            archive.writestr(_entry("errors.json"), json.dumps(listed, indent=2, ensure_ascii=False))
+    return buffer.getvalue()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, EPOCH)
+    entry.external_attr = 0o644 << 16
+    return entry

@@ -1,0 +1,131 @@
+"""What the OpenAPI document says beyond the signatures: forms, files, problems with examples."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app.errors import ANSWERS, PROBLEM_JSON
+from app.schemas import FileProblem, Health, Problem
+
+Answers = dict[int | str, dict[str, Any]]
+
+# An example of each problem: what a reader of the document would want to recognise.
+DETAILS = {
+    "malformed_request": "several files; POST /segment takes one, POST /segment/batch takes more",
+    "missing_file": "the form has no file; send one in the field 'file'",
+    "key_required": "send the admin key: Authorization: Bearer KEY",
+    "reload_closed": "no admin key is configured; the operator sets it by MASKWELL_ADMIN_KEY",
+    "unknown_model": "no model 'nuclei'; there are best_model, membranes",
+    "weights_refused": "best_model.pth: outc.conv.bias holds NaN or infinity",
+    "upload_too_large": "a body of 200,000,000 bytes; at most 134,217,728 bytes",
+    "image_too_large": "9000 x 9000 px = 81,000,000 pixels; at most 67,108,864",
+    "undecodable_image": "the image is damaged or cut short: image file is truncated",
+    "unsupported_encoding": "Content-Encoding 'gzip'; send the form as it is",
+    "ambiguous_axes": "TIFF with axes ZYX of shape (12, 512, 512): 12 planes; say which one is meant by page=0 to 11",
+    "unsupported_image": "page 12; the file has pages 0 to 11",
+    "invalid_parameter": "threshold: Input should be less than or equal to 1; found '50'",
+    "queue_full": "256 requests are waiting, which is the most allowed",
+    "inference_failed": "the network answered with NaN or infinity",
+    "internal_error": "internal error",
+    "not_ready": "the models are being loaded",
+    "draining": "the service is shutting down and takes no new requests",
+    "out_of_memory": "cuda:0 has no memory for one tile",
+    "deadline_exceeded": "the image waited 300 s, which is the longest allowed",
+}
+REQUEST_ID_HEADER = {"description": "The client's own, if it was sane, or a new one.", "schema": {"type": "string"}}
+RESULT_HEADERS = {
+    "X-Request-ID": REQUEST_ID_HEADER,
+    "X-Model": {"description": "Name of the model.", "schema": {"type": "string"}},
+    "X-Model-Version": {"description": "SHA-256 of its file.", "schema": {"type": "string"}},
+    "X-Threshold": {"description": "Cell probability that counts as foreground.", "schema": {"type": "number"}},
+    "Server-Timing": {"description": "queue, decode, infer and encode, in ms.", "schema": {"type": "string"}},
+}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def problems(*codes: str) -> Answers:
+    """The answers of an operation for these codes, by status."""
+    answers: Answers = {}
+    for answer in ANSWERS.values():
+        if answer.code not in codes:
+            continue
+        example = Problem(
+            type=f"urn:maskwell:problem:{answer.code}",
+            title=answer.title,
+            status=answer.status,
+            code=answer.code,
+            detail=DETAILS[answer.code],
+            request_id="3f0c7f2b5d2a4b0f9a7f2f6b0d7b1c55",
+        )
+        entry = answers.setdefault(
+            answer.status,
+            {
+                "description": "",
+                "headers": {"X-Request-ID": REQUEST_ID_HEADER},
+                "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        entry["content"][PROBLEM_JSON]["examples"][answer.code] = {
+            "summary": answer.title,
+            "value": example.model_dump(),
+        }
+        titles = (entry["description"], answer.title)
+        entry["description"] = "; ".join(title for title in titles if title)
+        if answer.status in (429, 503):
+            retry = {"description": "Seconds until it may work.", "schema": {"type": "integer"}}
+            entry["headers"] = {**entry["headers"], "Retry-After": retry}
+    return answers
+
+
+def form_body(field: str, *, several: bool) -> dict[str, Any]:
+    """The request body of an operation that takes files."""
+    file: dict[str, Any] = {"type": "string", "format": "binary", "description": "PNG, JPEG, TIFF, BMP or WebP."}
+    schema: dict[str, Any] = {"type": "array", "items": file, "minItems": 1} if several else file
+    form = {"type": "object", "properties": {field: schema}, "required": [field], "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
+_COMMON = (
+    "malformed_request", "missing_file", "unknown_model", "upload_too_large", "unsupported_encoding",
+    "invalid_parameter", "queue_full", "not_ready", "draining",
+)  # fmt: skip
+SEGMENT_ANSWERS: Answers = {
+    200: {
+        "description": "The result; same height and width as the upload.",
+        "headers": RESULT_HEADERS,
+        "content": {"image/png": BINARY, "image/tiff": BINARY},
+    },
+    **problems(
+        *_COMMON, "image_too_large", "undecodable_image", "ambiguous_axes", "unsupported_image", "inference_failed",
+        "out_of_memory", "deadline_exceeded",
+    ),
+}  # fmt: skip
+BATCH_ANSWERS: Answers = {
+    200: {
+        "description": "A zip with `NAME_OUTPUT.png` for each file, and `errors.json` if some were refused.",
+        "headers": RESULT_HEADERS,
+        "content": {"application/zip": BINARY},
+    },
+    **problems(*_COMMON),
+}
+HEALTH_ANSWERS: Answers = {503: {"model": Health, "description": "Not ready; the same body."}}
+LIVE_ANSWERS = problems("not_ready")
+READY_ANSWERS = problems("not_ready", "draining")
+MODEL_ANSWERS = problems("unknown_model", "invalid_parameter")
+RELOAD_ANSWERS = problems(
+    "key_required", "reload_closed", "unknown_model", "weights_refused", "invalid_parameter", "not_ready", "draining"
+)
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of the app."""
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for body in (Problem, FileProblem):
+        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema.pop("$defs", None)
+        schemas[body.__name__] = schema
+    return document

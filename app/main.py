@@ -1,0 +1,89 @@
+"""Build the application from its settings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from app import __version__
+from app.docs import describe
+from app.errors import RequestError, handle_error
+from app.middleware import RequestContext
+from app.routes import health, models, segment
+from app.service import Service
+from app.settings import Settings
+from model.errors import SegmentationError
+
+DESCRIPTION = """Segments cells in microscope images of any size.
+
+```
+curl -F file=@image.png http://localhost:8000/segment -o mask.png
+```
+
+Every refusal is `application/problem+json` with a stable `code`; every answer carries `X-Request-ID`.
+"""
+Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
+FAMILIES: tuple[type[Exception], ...] = (RequestError, SegmentationError, RequestValidationError, HTTPException)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the app; weights are loaded when it starts up, not here.
+
+    Args:
+        settings: read from the environment if left out.
+    """
+    service = Service(settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await service.registry.start()
+        except SegmentationError as error:
+            app.state.startup_error = error  # the middleware says it in one line
+            service.close()
+            raise
+        service.batcher.start()
+        poll = service.settings.reload_poll_s > 0
+        watcher = asyncio.create_task(service.registry.watch()) if poll else None
+        service.lifecycle.set_ready()
+        try:
+            yield
+        finally:
+            service.lifecycle.close()
+            if watcher:
+                watcher.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watcher
+            service.close()
+
+    handlers: dict[int | type[Exception], Handler] = dict.fromkeys(FAMILIES, handle_error)
+    app = FastAPI(
+        title="Maskwell",
+        version=__version__,
+        summary="Segments cells in microscope images.",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        exception_handlers=handlers,
+        redirect_slashes=False,  # /segment/ is a mistake to be told of; a redirect would send the upload twice
+    )
+    app.state.service = service
+    app.add_middleware(RequestContext, lifecycle=service.lifecycle, max_upload_bytes=service.settings.max_upload_bytes)
+    for routes in (segment, health, models):
+        app.include_router(routes.router)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return RedirectResponse("docs")
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+    return app

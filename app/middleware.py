@@ -1,0 +1,169 @@
+"""Around every request, in plain ASGI: an id, a limit on its body, a line in the log, an answer whatever happens."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from contextlib import suppress
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import INTERNAL, DrainingError, UploadTooLargeError, find_answer, problem_response
+from app.lifecycle import Lifecycle
+
+logger = logging.getLogger("app.request")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what others use as ids; nothing that could upset a log
+# A connection that is closed while the client still sends is reset, and the client may never see the answer. So the
+# rest of a refused body is read and dropped, for this long in all and this long without news.
+LINGER_S = 10.0
+LINGER_IDLE_S = 2.0
+
+
+class RequestContext:
+    """Pure ASGI middleware; give it to `FastAPI.add_middleware`."""
+
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, max_upload_bytes: int) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._max_upload_bytes = max_upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, _one_line(scope, send))
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self._lifecycle, self._max_upload_bytes)
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an ASGI application runs in a task")
+        self._lifecycle.enter(task)
+        try:
+            await self._answer(exchange)
+        except ClientDisconnect:
+            exchange.gone = True
+        except asyncio.CancelledError:
+            if not self._lifecycle.aborting or exchange.status is not None:
+                raise
+            task.uncancel()
+            await exchange.refuse(DrainingError("the service is shutting down and could not finish this request"))
+        finally:
+            self._lifecycle.leave(task)
+            exchange.log()
+
+    async def _answer(self, exchange: "_Exchange") -> None:
+        try:
+            exchange.check_declared_length()
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            if find_answer(error) is INTERNAL:
+                logger.exception("unforeseen error [%s]", exchange.request_id)
+            if exchange.status is not None:
+                raise  # half an answer is out; the server closes the connection
+            await exchange.refuse(error)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, lifecycle: Lifecycle, max_upload_bytes: int) -> None:
+        headers = Headers(scope=scope)
+        asked_id = headers.get("x-request-id", "")
+        self.request_id = asked_id if REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        self._head = scope["method"] == "HEAD"
+        # HEAD is GET without the body, on every route.
+        self.scope = {**scope, "request_id": self.request_id, "method": "GET" if self._head else scope["method"]}
+        self.status: int | None = None
+        self.gone = False
+        self._receive, self._send = receive, send
+        self._lifecycle = lifecycle
+        self._max_upload_bytes = max_upload_bytes
+        declared = headers.get("content-length", "0")
+        self._declared_bytes = int(declared) if declared.isdecimal() else 0
+        self._received_bytes = 0
+        self._body_complete = self._declared_bytes == 0 and "transfer-encoding" not in headers
+        self._lingers = False
+        self._started_at = time.perf_counter()
+
+    def check_declared_length(self) -> None:
+        if self._declared_bytes > self._max_upload_bytes:
+            raise UploadTooLargeError(
+                f"a body of {self._declared_bytes:,} bytes; at most {self._max_upload_bytes:,} bytes"
+            )
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._note(message)
+        if self._received_bytes > self._max_upload_bytes:
+            raise UploadTooLargeError(
+                f"a body of more than {self._max_upload_bytes:,} bytes, which is the most allowed"
+            )
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._lingers = not self._body_complete and not self.gone and not self._lifecycle.aborting
+            headers = MutableHeaders(raw=list(message.get("headers", [])))
+            headers["X-Request-ID"] = self.request_id
+            if self._lingers or self._lifecycle.leaving:
+                headers["Connection"] = "close"
+            await self._send({**message, "headers": headers.raw})
+            return
+        if self._head:
+            message = {**message, "body": b""}
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if last and self._lingers:
+            await self._send({**message, "more_body": True})
+            await self._drop_rest_of_body()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def refuse(self, error: Exception) -> None:
+        await problem_response(error, self.request_id)(self.scope, self.receive, self.send)
+
+    def log(self) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        milliseconds = (time.perf_counter() - self._started_at) * 1000
+        path = self.scope.get("raw_path", b"").decode("latin-1")  # as sent: no decoded line breaks
+        status = "gone" if self.gone else self.status
+        logger.info("%s %s %s %.0f ms [%s]", self.scope["method"], path, status, milliseconds, self.request_id)
+
+    def _note(self, message: Message) -> None:
+        if message["type"] == "http.request":
+            self._received_bytes += len(message.get("body", b""))
+            self._body_complete = not message.get("more_body", False)
+        else:
+            self.gone = self.status is None
+
+    async def _drop_rest_of_body(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while not self._body_complete:
+                    async with asyncio.timeout(LINGER_IDLE_S):
+                        message = await self._receive()
+                    if message["type"] != "http.request":
+                        return
+                    self._note(message)
+
+
+def _one_line(scope: Scope, send: Send) -> Send:
+    """Say why start-up failed in the words of its error, where it was foreseen, instead of a traceback."""
+    application: FastAPI = scope["app"]
+
+    async def wrapped(message: Message) -> None:
+        error = getattr(application.state, "startup_error", None)
+        if message["type"] == "lifespan.startup.failed" and error is not None:
+            message = {**message, "message": f"cannot start: {error}"}
+        await send(message)
+
+    return wrapped

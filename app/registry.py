@@ -1,0 +1,222 @@
+"""Models by name: loads every file of weights in a folder, watches it, and swaps what has changed."""
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from app.errors import UnknownModelError, WeightsRefusedError
+from app.schemas import ReloadReport
+from app.settings import Settings
+from model import Segmenter, WeightsError, load_segmenter
+
+logger = logging.getLogger("app.registry")
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # fit for a header, a URL and a file
+P = ParamSpec("P")
+T = TypeVar("T")
+Signature = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A segmenter that serves under a name; what starts with it ends with it, whatever is swapped meanwhile."""
+
+    name: str
+    segmenter: Segmenter
+
+    @property
+    def version(self) -> str:
+        """SHA-256 of its file."""
+        return self.segmenter.version
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    signature: Signature
+
+
+class Registry:
+    """The models in service.
+
+    Args:
+        settings: says where they are and what they run on.
+        observe: told of each warm-up: pixels that the network computed, and seconds.
+    """
+
+    def __init__(self, settings: Settings, observe: Callable[[int, float], None]) -> None:
+        self._settings = settings
+        self._observe = observe
+        self._models: dict[str, Model] = {}
+        self._seen: dict[str, Signature] = {}
+        self._lock = asyncio.Lock()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self.refused: dict[str, str] = {}
+        self.last_reload: ReloadReport | None = None
+
+    async def start(self) -> None:
+        """Load every model.
+
+        Raises:
+            WeightsError: the default one cannot be used. The others are left out and named in `refused`.
+        """
+        default = self._settings.default_model
+        files = await self._in_thread(self._scan_or_nothing)
+        path = self._settings.weights_dir / f"{default}.pth"
+        segmenter = await self._in_thread(self._load, path)
+        self._put(default, segmenter)
+        if default in files:
+            self._seen[default] = files[default].signature
+        for name, file in files.items():
+            if name != default:
+                await self._load_file(name, file)
+
+    @property
+    def default(self) -> Model | None:
+        """The model of requests that name none; None before start()."""
+        return self._models.get(self._settings.default_model)
+
+    @property
+    def models(self) -> list[Model]:
+        """Those in service, by name."""
+        return [self._models[name] for name in sorted(self._models)]
+
+    def get(self, name: str | None) -> Model:
+        """The model of that name, or the default one.
+
+        Raises:
+            UnknownModelError: there is none; names those there are.
+        """
+        model = self._models.get(self._settings.default_model if name is None else name)
+        if model is None:
+            raise UnknownModelError(f"no model {(name or '')[:100]!r}; there are {', '.join(sorted(self._models))}")
+        return model
+
+    async def reload(self, name: str) -> Model:
+        """Load a model's file again, changed or not, and swap it in.
+
+        Raises:
+            UnknownModelError: neither a model nor a file of weights has that name.
+            WeightsRefusedError: the file cannot be used; the old model keeps serving.
+        """
+        async with self._lock:
+            files = await self._in_thread(self._scan_or_nothing)
+            if name not in files:
+                model = self.get(name)  # a name from the outside becomes a path only by way of the folder's own list
+                raise WeightsRefusedError(f"{model.name}.pth is gone; version {model.version[:12]} keeps serving")
+            error = await self._load_file(name, files[name], report=True)
+            if error is not None:
+                raise WeightsRefusedError(error)
+            return self._models[name]
+
+    async def watch(self) -> None:
+        """Look at the folder again and again; never returns."""
+        while True:
+            await asyncio.sleep(self._settings.reload_poll_s)
+            try:
+                await self.poll()
+            except Exception:
+                logger.exception("could not look for new weights")
+
+    async def poll(self) -> None:
+        """Load what is new or changed, forget what is gone. A folder that cannot be read changes nothing."""
+        async with self._lock:
+            files = await self._in_thread(self._scan)
+            for name, file in files.items():
+                if self._seen.get(name) != file.signature and not await self._in_thread(self._unchanged, name, file):
+                    await self._load_file(name, file, report=True)
+            for name in (self._seen.keys() | self.refused.keys()) - files.keys():
+                self._seen.pop(name, None)
+                self.refused.pop(name, None)
+                if name != self._settings.default_model and name in self._models:
+                    del self._models[name]
+                    logger.info("model %s is gone", name)
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    async def _load_file(self, name: str, file: _File, *, report: bool = False) -> str | None:
+        """Try a file; what went wrong, or None. A file that was refused is looked at again when it changes."""
+        self._seen[name] = file.signature
+        error = None
+        try:
+            self._put(name, await self._in_thread(self._load, file.path))
+        except WeightsError as reason:
+            error = str(reason).replace(str(file.path), file.path.name)
+        except Exception as reason:
+            logger.exception("unforeseen error on loading %s", file.path)
+            error = f"{file.path.name} could not be loaded ({type(reason).__name__})"
+        if error is None:
+            self.refused.pop(name, None)
+        else:
+            self.refused[name] = error
+            logger.error("weights refused: %s", error)
+        if report:
+            model = self._models.get(name)
+            self.last_reload = ReloadReport(
+                model=name,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                ok=error is None,
+                version=model.version if model else None,
+                error=error,
+            )
+        return error
+
+    def _put(self, name: str, segmenter: Segmenter) -> None:
+        self._models[name] = Model(name, segmenter)  # one assignment: a request sees the old one or the new one
+        logger.info("model %s serves version %s", name, segmenter.version[:12])
+
+    def _load(self, path: Path) -> Segmenter:
+        settings = self._settings
+        segmenter = load_segmenter(
+            path, device=settings.device, precision=settings.precision, batch_tiles=settings.batch_tiles
+        )
+        started_at = time.perf_counter()
+        segmenter.warm_up()
+        tiles_px = sum(side**2 for side in segmenter.config.tile_px)
+        self._observe(tiles_px * segmenter.runtime.batch_tiles, time.perf_counter() - started_at)
+        return segmenter
+
+    def _unchanged(self, name: str, file: _File) -> bool:
+        """Whether a file that looks new holds the very bytes that serve already."""
+        model = self._models.get(name)
+        if model is None or name in self.refused:
+            return False
+        try:
+            with file.path.open("rb") as stream:
+                same = hashlib.file_digest(stream, "sha256").hexdigest() == model.version
+        except OSError:
+            return False  # loading it will say why
+        if same:
+            self._seen[name] = file.signature
+        return same
+
+    def _scan_or_nothing(self) -> dict[str, _File]:
+        try:
+            return self._scan()
+        except OSError:
+            return {}
+
+    def _scan(self) -> dict[str, _File]:
+        files = {}
+        for path in sorted(self._settings.weights_dir.iterdir()):
+            if path.suffix != ".pth" or not NAME.fullmatch(path.stem):
+                continue
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # removed since
+                continue
+            files[path.stem] = _File(path, (status.st_mtime_ns, status.st_size, status.st_ino))
+        return files
+
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))

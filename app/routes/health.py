@@ -1,0 +1,77 @@
+"""GET /health, /livez and /readyz: they wait for nothing and need no key."""
+
+import time
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
+
+from app import __version__
+from app.docs import HEALTH_ANSWERS, LIVE_ANSWERS, READY_ANSWERS
+from app.errors import DrainingError, NotReadyError
+from app.schemas import Health, ModelSummary, Probe, QueueState
+from app.service import Service
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", summary="Is the process alive?", responses=LIVE_ANSWERS)
+async def livez(request: Request) -> Probe:
+    """200 as long as the process can work, also while it is draining; 503 tells an orchestrator to restart it."""
+    service: Service = request.app.state.service
+    if _status(service) == "failed":
+        raise NotReadyError("the engine has stopped")
+    return Probe(status="live")
+
+
+@router.get("/readyz", summary="May it be sent requests?", responses=READY_ANSWERS)
+async def readyz(request: Request) -> Probe:
+    """200 once the models are loaded and warm; 503 as soon as the process is asked to stop."""
+    service: Service = request.app.state.service
+    status = _status(service)
+    if status == "draining":
+        raise DrainingError("the service is shutting down")
+    if status != "ready":
+        raise NotReadyError("the models are being loaded" if status == "starting" else "the engine has stopped")
+    return Probe(status="ready")
+
+
+@router.get("/health", summary="State of the service", response_model=Health, responses=HEALTH_ANSWERS)
+async def health(request: Request) -> JSONResponse:
+    """What serves, on what, how much waits, and what came of the last reload; 503 unless ready."""
+    service: Service = request.app.state.service
+    status = _status(service)
+    default = service.registry.default
+    runtime = default.segmenter.runtime if default else None
+    body = Health(
+        status=status,
+        version=__version__,
+        device=runtime.device if runtime else None,
+        runtime=runtime.name if runtime else None,
+        precision=runtime.precision if runtime else None,
+        batch_tiles=runtime.batch_tiles if runtime else None,
+        default_model=service.settings.default_model,
+        models=[
+            ModelSummary(name=model.name, version=model.version, default=model is default)
+            for model in service.registry.models
+        ],
+        refused_weights=service.registry.refused,
+        queue=QueueState(
+            requests=service.admission.requests,
+            max_requests=service.admission.max_requests,
+            pixels=service.admission.pixels,
+            max_pixels=service.admission.max_pixels,
+            waiting_tiles=service.batcher.waiting_tiles,
+        ),
+        last_reload=service.registry.last_reload,
+        uptime_s=round(time.monotonic() - service.lifecycle.started_at, 3),
+    )
+    return JSONResponse(body.model_dump(mode="json"), status_code=200 if status == "ready" else 503)
+
+
+def _status(service: Service) -> Literal["starting", "ready", "draining", "failed"]:
+    if service.lifecycle.leaving:
+        return "draining"
+    if service.lifecycle.state == "starting":
+        return "starting"
+    return "ready" if service.batcher.alive else "failed"

@@ -1,0 +1,61 @@
+"""GET /models, GET /models/{name} and POST /models/{name}/reload."""
+
+import hmac
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+
+from app.docs import MODEL_ANSWERS, RELOAD_ANSWERS
+from app.errors import KeyMissingError, ReloadClosedError
+from app.registry import Model
+from app.schemas import ModelDetail, ModelList, ModelSummary
+from app.service import Service
+
+router = APIRouter(prefix="/models", tags=["models"])
+bearer = HTTPBearer(auto_error=False, description="The admin key, MASKWELL_ADMIN_KEY.")
+
+
+@router.get("", summary="Models that serve")
+async def list_models(request: Request) -> ModelList:
+    """Name and version of each."""
+    service: Service = request.app.state.service
+    return ModelList(models=[_summarise(service, model) for model in service.registry.models])
+
+
+@router.get("/{name}", summary="One model", responses=MODEL_ANSWERS)
+async def get_model(request: Request, name: str) -> ModelDetail:
+    """Its config and its card, as they stand in its file of weights."""
+    service: Service = request.app.state.service
+    model = service.registry.get(name)
+    summary = _summarise(service, model)
+    return ModelDetail(**summary.model_dump(), config=model.segmenter.config, card=model.segmenter.card)
+
+
+@router.post("/{name}/reload", summary="Load a model's file again", responses=RELOAD_ANSWERS)
+async def reload_model(
+    request: Request, name: str, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> ModelSummary:
+    """Load, verify and warm up the file aside, then swap it in between two batches; needs the admin key.
+
+    On failure the old version keeps serving, and the answer says what is wrong with the file.
+    """
+    service: Service = request.app.state.service
+    _check_key(service.settings.admin_key, given.credentials if given else None)
+    service.lifecycle.check()
+    return _summarise(service, await service.registry.reload(name))
+
+
+def _check_key(expected: SecretStr | None, given: str | None) -> None:
+    if expected is None:
+        raise ReloadClosedError("no admin key is configured; the operator sets it by MASKWELL_ADMIN_KEY")
+    if given is None:
+        raise KeyMissingError("send the admin key: Authorization: Bearer KEY")
+    # compared in the same time wherever they first differ
+    if not hmac.compare_digest(given.encode(), expected.get_secret_value().encode()):
+        raise KeyMissingError("this is not the admin key")
+
+
+def _summarise(service: Service, model: Model) -> ModelSummary:
+    return ModelSummary(name=model.name, version=model.version, default=model is service.registry.default)

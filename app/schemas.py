@@ -1,0 +1,119 @@
+"""Bodies of requests and answers, as they stand in the OpenAPI document."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.checkpoint import ModelConfig
+
+Output = Literal["mask", "probability", "labels", "overlay"]
+INT32_MAX = 2**31 - 1
+
+
+class SegmentQuery(BaseModel):
+    """How to segment; what is left out comes from the model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(
+        None, description="Name of a model; the default one if left out.", examples=["best_model"]
+    )
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Cell probability from which a pixel is foreground; the model's own if left out.",
+    )
+    min_area_px: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="Smallest cell to keep, in pixels; the model's own if left out."
+    )
+    output: Output = Field(
+        "mask",
+        description="`mask`: 8-bit grey PNG, 0 and 255. `probability`: 16-bit PNG, 65535 is 1. `labels`: 16-bit PNG, "
+        "one integer a cell, 0 is background; a 32-bit TIFF above 65,535 cells. `overlay`: RGB PNG with outlines.",
+    )
+    page: int | None = Field(None, ge=0, le=INT32_MAX, description="Which plane of a file that holds several, from 0.")
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457)."""
+
+    type: str = Field(description="URN of the code.")
+    title: str = Field(description="The kind of problem, in words.")
+    status: int = Field(description="The HTTP status.")
+    code: str = Field(description="Stable name of the kind, for programs.")
+    detail: str = Field(description="What was found, and what is allowed.")
+    request_id: str = Field(description="As in X-Request-ID; stands in the log.")
+
+
+class FileProblem(BaseModel):
+    """A file of a batch that was refused; errors.json holds a list of these."""
+
+    file: str = Field(description="Name as uploaded.")
+    index: int = Field(description="Place in the upload, from 0.")
+    problem: Problem
+
+
+class ModelSummary(BaseModel):
+    """A model that serves."""
+
+    name: str
+    version: str = Field(description="SHA-256 of its file, 64 hex digits.")
+    default: bool = Field(description="Whether requests that name no model get it.")
+
+
+class ModelDetail(ModelSummary):
+    """A model with all that its file says."""
+
+    config: ModelConfig
+    card: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    """The models that serve."""
+
+    models: list[ModelSummary]
+
+
+class QueueState(BaseModel):
+    """What is accepted and not yet answered, and the bounds."""
+
+    requests: int
+    max_requests: int
+    pixels: int
+    max_pixels: int
+    waiting_tiles: int
+
+
+class ReloadReport(BaseModel):
+    """What came of the latest attempt to load a file of weights after start-up."""
+
+    model: str
+    at: str = Field(description="UTC, ISO 8601.")
+    ok: bool
+    version: str | None = Field(description="That serves under the name since; None if none does.")
+    error: str | None = Field(description="Why the file was refused; the old one keeps serving.")
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    status: Literal["starting", "ready", "draining", "failed"]
+    version: str
+    device: str | None
+    runtime: str | None
+    precision: str | None
+    batch_tiles: int | None
+    default_model: str
+    models: list[ModelSummary]
+    refused_weights: dict[str, str] = Field(description="Files that cannot be used, by model name, and why.")
+    queue: QueueState
+    last_reload: ReloadReport | None
+    uptime_s: Annotated[float, Field(ge=0)]
+
+
+class Probe(BaseModel):
+    """Answer of a probe."""
+
+    status: str

@@ -1,0 +1,110 @@
+"""Run the app under uvicorn: logging, and an exit that answers what was accepted."""
+
+import asyncio
+import logging
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.lifecycle import Lifecycle
+from app.settings import Settings
+
+# On top of grace and deadline, for the answers themselves to go out.
+LAST_RESORT_S = 15.0
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but on SIGTERM it says so on /readyz and serves on for a while, and a graceful end is exit status 0.
+
+    1. SIGTERM: /readyz answers 503. For `drain_grace_s` everything else goes on.
+    2. No new connections and no new work. Accepted requests have `drain_deadline_s` to finish.
+    3. What is left then gets 503.
+
+    SIGINT, which a person sends, begins with 2; sent again it ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, settings: Settings) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._settings = settings
+        self._close_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler. uvicorn's own notes the signal, to raise it again at the end: no status 0 after that."""
+        if self._close_at is None:
+            grace_s = self._settings.drain_grace_s if sig == signal.SIGTERM else 0.0
+            self._close_at = time.monotonic() + grace_s
+            if self.started:
+                self._lifecycle.drain()
+            else:
+                self.should_exit = True
+        elif sig == signal.SIGINT:
+            self._close_at = 0.0
+            self.force_exit = self.should_exit
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second: is it time to stop?"""
+        if self._close_at is not None and time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Wait for what was accepted, until the deadline."""
+        self._lifecycle.close()
+        abort = asyncio.get_running_loop().call_later(self._settings.drain_deadline_s, self._lifecycle.abort)
+        await super().shutdown(sockets)
+        abort.cancel()
+
+
+def serve(app: FastAPI, settings: Settings) -> None:
+    """Serve until told to stop."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,  # app.request has its own line, with the id
+        server_header=False,
+        log_config=make_log_config(settings.log_level),
+        timeout_graceful_shutdown=int(settings.drain_deadline_s + LAST_RESORT_S),
+    )
+    Server(config, app.state.service.lifecycle, settings).run()
+
+
+def make_log_config(level: str) -> dict[str, Any]:
+    """For logging.config.dictConfig: all to stderr, one line a record."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "filters": {"repeats": {"()": "app.server.RepeatFilter"}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "line",
+                "filters": ["repeats"],
+                "stream": "ext://sys.stderr",
+            }
+        },
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "loggers": {
+            "app": {"level": level.upper()},
+            "uvicorn": {"level": "INFO" if level == "debug" else "WARNING"},
+            "tifffile": {"level": "CRITICAL"},  # its complaints are about uploads, and the client is told
+        },
+    }
+
+
+class RepeatFilter(logging.Filter):
+    """Drops uvicorn's remark that start-up failed; the line before it said why."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to keep a record."""
+        return record.msg != "Application startup failed. Exiting."

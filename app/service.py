@@ -1,0 +1,253 @@
+"""From uploads to results: admission, decoding, the network, encoding, in that order; knows no HTTP."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.admission import Admission, Reservation
+from app.archive import to_unique_stems, write_archive
+from app.batcher import Batcher
+from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError, to_problem
+from app.lanes import Lane
+from app.lifecycle import Lifecycle
+from app.registry import Model, Registry
+from app.schemas import FileProblem, Output, SegmentQuery
+from app.settings import Settings
+from app.uploads import Upload, UploadBudget
+from model.errors import SegmentationError
+from model.images import (
+    ImageHeader,
+    decode_image,
+    draw_overlay,
+    encode_labels,
+    encode_mask,
+    encode_png,
+    encode_probability,
+    inspect_image,
+)
+from model.segmenter import Segmentation
+from model.tiling import Stitcher, plan_tiles
+from model.types import Image
+
+logger = logging.getLogger("app.service")
+
+# Images up to this part of max_pixels never wait for a larger one to be decoded, nor for a thread busy with one.
+SMALL_PART = 16
+# Files of one batch under way at a time: it keeps the engine busy and leaves turns to the others.
+BATCH_WINDOW = 4
+SUFFIXES = {"image/png": ".png", "image/tiff": ".tif"}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of a request went, in seconds; `queue` is all waiting."""
+
+    queue: float = 0.0
+    decode: float = 0.0
+    infer: float = 0.0
+    encode: float = 0.0
+
+    def __add__(self, other: "Timing") -> "Timing":
+        return Timing(
+            self.queue + other.queue, self.decode + other.decode, self.infer + other.infer, self.encode + other.encode
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """An encoded answer.
+
+    Attributes:
+        body: PNG, TIFF or zip.
+        media_type: of the body.
+        provenance: what made it, by header name; also inside the image.
+        timing: where the time went; of a batch, the sum over its files.
+    """
+
+    body: bytes
+    media_type: str
+    provenance: dict[str, str]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    stitcher: Stitcher
+    image: Image | None  # kept where the result shows it
+    seconds: float
+
+
+class Service:
+    """Everything that lives as long as the process.
+
+    Args:
+        settings: read once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lifecycle = Lifecycle()
+        self.admission = Admission(max_pixels=settings.max_queue_pixels, max_requests=settings.max_queue_requests)
+        self.batcher = Batcher(batch_wait_ms=settings.batch_wait_ms, observe=self.admission.observe)
+        self.registry = Registry(settings, self.admission.throughput.observe)
+        self.uploads = UploadBudget(settings.max_held_upload_bytes)
+        self._small_px = max(settings.max_pixels // SMALL_PART, 1)
+        self._small = Lane("codec", threads=settings.codec_thread_count, max_pixels=settings.max_pixels)
+        self._large = Lane("codec-large", threads=1, max_pixels=settings.max_pixels)
+
+    def close(self) -> None:
+        """Stop all threads."""
+        self.batcher.close()
+        self._small.close()
+        self._large.close()
+        self.registry.close()
+
+    async def segment(self, upload: Upload, query: SegmentQuery, model: Model) -> Result:
+        """Segment one image.
+
+        Raises:
+            ImageError: of any kind.
+            RequestError: the queue is full, the deadline passed, ...
+        """
+        header = await self._inspect(upload)
+        with self.admission.reserve(header.height * header.width, _work_px(model, header)) as reservation:
+            return await self._process(upload, header, query, model, reservation)
+
+    async def segment_batch(self, uploads: Sequence[Upload], query: SegmentQuery, model: Model) -> Result:
+        """Segment several images into a zip; those refused stand in its errors.json.
+
+        Raises:
+            QueueFullError: no room for the batch as a whole.
+        """
+        problems: dict[int, Exception] = {}
+        headers = await self._inspect_all(uploads, problems)
+        pixels = sum(header.height * header.width for header in headers.values())
+        work_px = sum(_work_px(model, header) for header in headers.values())
+        window = asyncio.Semaphore(BATCH_WINDOW)
+        results: dict[int, Result] = {}
+        with self.admission.reserve(pixels, work_px) as reservation:
+
+            async def process(index: int) -> None:
+                async with window:
+                    try:
+                        results[index] = await self._process(uploads[index], headers[index], query, model, reservation)
+                    except Exception as error:
+                        problems[index] = error
+
+            async with asyncio.TaskGroup() as group:
+                for index in headers:
+                    group.create_task(process(index))
+            stems = to_unique_stems(upload.name for upload in uploads)
+            entries = [
+                (f"{stems[index]}_{query.output}{SUFFIXES[results[index].media_type]}", results[index].body)
+                for index in sorted(results)
+            ]
+            listed = [_to_file_problem(uploads[index].name, index, problems[index]) for index in sorted(problems)]
+            started_at = time.perf_counter()
+            body = await self._large.run(write_archive, entries, listed)
+            timing = sum((result.timing for result in results.values()), Timing())
+            timing += Timing(encode=time.perf_counter() - started_at)
+        return Result(body, "application/zip", _provenance(model, _threshold(query, model)), timing)
+
+    async def _inspect(self, upload: Upload) -> ImageHeader:
+        return await self._small.run(inspect_image, upload.data, max_pixels=self.settings.max_pixels)
+
+    async def _inspect_all(self, uploads: Sequence[Upload], problems: dict[int, Exception]) -> dict[int, ImageHeader]:
+        """Headers by index of what can be taken on; the rest goes into `problems`."""
+        headers: dict[int, ImageHeader] = {}
+        most_pixels = max(self.settings.max_queue_pixels, self.settings.max_pixels)
+        pixels = 0
+        for index, upload in enumerate(uploads):
+            try:
+                header = await self._inspect(upload)
+            except SegmentationError as error:
+                problems[index] = error
+                continue
+            if pixels + header.height * header.width > most_pixels:
+                problems[index] = UploadTooLargeError(
+                    f"with this image the batch has more than {most_pixels:,} pixels, which is the most allowed"
+                )
+                continue
+            pixels += header.height * header.width
+            headers[index] = header
+        return headers
+
+    async def _process(
+        self, upload: Upload, header: ImageHeader, query: SegmentQuery, model: Model, reservation: Reservation
+    ) -> Result:
+        started_at = time.perf_counter()
+        deadline_s = self.settings.deadline_s
+        pixels = header.height * header.width
+        lane = self._small if pixels <= self._small_px else self._large
+        room = lane.room(pixels)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await room.__aenter__()
+        except TimeoutError:
+            raise DeadlineExceededError(f"the image waited {deadline_s:g} s, which is the longest allowed") from None
+        try:
+            prepared = await lane.run(_prepare, upload.data, self.settings.max_pixels, query, model)
+            waited_s = time.perf_counter() - started_at
+            infer_s = await self.batcher.infer(
+                model.segmenter, prepared.stitcher, reservation, wait_s=deadline_s - waited_s
+            )
+            body, media_type, provenance, encode_s = await lane.run(_encode, prepared, query, model)
+        finally:
+            await room.__aexit__(None, None, None)
+        spent_s = prepared.seconds + infer_s + encode_s
+        queue_s = max(time.perf_counter() - started_at - spent_s, 0.0)
+        return Result(body, media_type, provenance, Timing(queue_s, prepared.seconds, infer_s, encode_s))
+
+
+def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) -> _Prepared:
+    started_at = time.perf_counter()
+    image = decode_image(data, max_pixels=max_pixels, page=query.page).pixels
+    stitcher = model.segmenter.start(image)
+    kept = image if query.output == "overlay" else None
+    return _Prepared(stitcher, kept, time.perf_counter() - started_at)
+
+
+def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[bytes, str, dict[str, str], float]:
+    started_at = time.perf_counter()
+    segmentation = model.segmenter.finish(prepared.stitcher, threshold=query.threshold, min_area_px=query.min_area_px)
+    provenance = _provenance(model, segmentation.threshold)
+    body, media_type = _encode_output(query.output, segmentation, prepared.image, provenance)
+    return body, media_type, provenance, time.perf_counter() - started_at
+
+
+def _encode_output(
+    output: Output, segmentation: Segmentation, image: Image | None, provenance: dict[str, str]
+) -> tuple[bytes, str]:
+    text = {"Software": "Maskwell", **provenance}
+    if output == "labels":
+        return encode_labels(segmentation.labels(), text)
+    if output == "probability":
+        return encode_probability(segmentation.probability, text), "image/png"
+    if output == "overlay":
+        if image is None:
+            raise ValueError("an overlay needs the image")
+        return encode_png(draw_overlay(np.asarray(image), segmentation.labels()), text), "image/png"
+    return encode_mask(segmentation.mask(), text), "image/png"
+
+
+def _provenance(model: Model, threshold: float) -> dict[str, str]:
+    return {"X-Model": model.name, "X-Model-Version": model.version, "X-Threshold": f"{threshold:.6g}"}
+
+
+def _threshold(query: SegmentQuery, model: Model) -> float:
+    return model.segmenter.config.threshold if query.threshold is None else query.threshold
+
+
+def _work_px(model: Model, header: ImageHeader) -> int:
+    return plan_tiles(header.height, header.width, model.segmenter.config.tile_px).pixels
+
+
+def _to_file_problem(name: str, index: int, error: Exception) -> FileProblem:
+    if not isinstance(error, RequestError | SegmentationError):
+        logger.error("unforeseen error on file %d of a batch", index, exc_info=error)
+    problem, _ = to_problem(error, request_id="")
+    return FileProblem(file=name, index=index, problem=problem)

@@ -1,0 +1,89 @@
+"""Every choice an operator may make, read once from MASKWELL_* variables and passed down."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.runtime import Precision, available_cpus
+
+MIB = 1024**2
+
+
+class Settings(BaseSettings):
+    """What the service is run with; each field is the environment variable MASKWELL_ and its name."""
+
+    model_config = SettingsConfigDict(env_prefix="MASKWELL_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    weights_dir: Path = Field(Path("weights"), description="Folder; each *.pth in it is a model, named by its stem.")
+    default_model: str = Field(
+        "best_model", description="Model of requests that name none; start-up fails if it does not load."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    precision: Precision = Field("auto", description="auto, fp32, fp16 or bf16; auto is fp16 on a GPU, else fp32.")
+    batch_tiles: int = Field(0, ge=0, le=1024, description="Tiles in one pass; 0 takes what suits the device.")
+    batch_wait_ms: float = Field(
+        5.0, ge=0, le=10_000, description="Longest a tile waits for company in a batch that is not full, in ms."
+    )
+    max_upload_bytes: int = Field(128 * MIB, gt=0, description="Largest request body, in bytes; above it, 413.")
+    max_held_upload_bytes: int = Field(
+        1024 * MIB, gt=0, description="Bytes of all uploads held at one time; above it, 429."
+    )
+    max_pixels: int = Field(8192 * 8192, gt=0, description="Largest image, in pixels, told by its header; above, 413.")
+    max_files: int = Field(256, ge=1, le=10_000, description="Files in one POST /segment/batch; above it, 413.")
+    max_queue_pixels: int = Field(
+        4 * 8192 * 8192,
+        gt=0,
+        description="Pixels of all images accepted and not yet answered; above it, 429. "
+        "An image within max_pixels is always accepted when there is no other.",
+    )
+    max_queue_requests: int = Field(256, ge=1, description="Requests accepted and not yet answered; above it, 429.")
+    deadline_s: float = Field(
+        300.0, gt=0, description="Longest an accepted image waits for its first pass, in s; beyond it, 504."
+    )
+    drain_grace_s: float = Field(
+        2.0,
+        ge=0,
+        description="After SIGTERM, how long /readyz says 503 while requests are still served, in s: "
+        "the time that load balancers need to look away.",
+    )
+    drain_deadline_s: float = Field(
+        120.0, ge=0, description="After the grace, how long accepted requests may take, in s; then they get 503."
+    )
+    reload_poll_s: float = Field(
+        2.0, ge=0, description="How often weights_dir is looked at for new files, in s; 0 never looks."
+    )
+    admin_key: SecretStr | None = Field(
+        None, min_length=16, description="Key for POST /models/{name}/reload; without one that route is closed."
+    )
+    codec_threads: int = Field(0, ge=0, le=256, description="Threads that decode and encode; 0 is one a core.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity that is logged."
+    )
+
+    @property
+    def codec_thread_count(self) -> int:
+        """`codec_threads`, or the number of cores where that is 0."""
+        return self.codec_threads or available_cpus()
+
+
+def describe_settings() -> str:
+    """One line a setting: its variable, default and meaning; for `--help` and the guide."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = "none" if field.default is None else field.default
+        lines.append(f"  MASKWELL_{name.upper():<24} {field.description} [{default}]")
+    return "\n".join(lines)
+
+
+def describe_mistakes(error: ValidationError) -> str:
+    """What is wrong with the settings, in one line, without the values of secrets."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False):
+        name = ".".join(str(part) for part in item["loc"])
+        found = "" if name == "admin_key" else f" (found {item['input']!r})"
+        parts.append(f"MASKWELL_{name.upper()}: {item['msg']}{found}")
+    return "; ".join(parts)
