@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,20 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     names = [_result_name(path, options.output, options.out) for path in files]
-    clash = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    clash = next((name for name, count in Counter(names).items() if count > 1), None)
     if clash:
         print(f"error: several inputs would be written to {clash}; run them into folders of their own", file=sys.stderr)
+        return 2
+    inputs = {path.resolve() for path in files}
+    overwritten = next((name for name in names if name.resolve() in inputs), None)
+    if overwritten:
+        print(f"error: {overwritten} is an input and would be overwritten; say --out", file=sys.stderr)
         return 2
     failed = 0
     for path, name in zip(tqdm(files, unit="image", disable=None), names, strict=True):
         try:
             data, suffix = _predict(segmenter, path, options)
-        except ImageError as error:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.with_suffix(suffix).write_bytes(data)
+        except (ImageError, OSError) as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
-            continue
-        name.parent.mkdir(parents=True, exist_ok=True)
-        name.with_suffix(suffix).write_bytes(data)
     print(f"{len(files) - failed} of {len(files)} images segmented", file=sys.stderr)
     return 1 if failed else 0
 
@@ -75,7 +80,10 @@ def _collect(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            images = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            # results of an earlier run beside their images are not images to segment
+            results = {f"{file.stem}_{output}" for file in images for output in OUTPUTS}
+            found = [file for file in images if file.stem not in results]
             if not found:
                 raise ImageError(f"{path} holds no images; looked for {', '.join(SUFFIXES)}")
             files += found
@@ -93,6 +101,13 @@ def _threshold(text: str) -> float:
     return value
 
 
+def _area(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}; allowed is 0 or more")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model", description="Segment images without a server.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -103,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", choices=OUTPUTS, default="mask")
     predict.add_argument("--threshold", type=_threshold, help="0 to 1; the checkpoint's own if left out")
     predict.add_argument(
-        "--min-area-px", type=int, help="drop cells smaller than this; the checkpoint's own if left out"
+        "--min-area-px", type=_area, help="drop cells smaller than this; the checkpoint's own if left out"
     )
     predict.add_argument("--page", type=int, help="which plane of a stack, from 0")
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

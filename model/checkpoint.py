@@ -1,4 +1,4 @@
-"""One file of weights: state dict, config, card; written atomically, read without running code, versioned by SHA-256."""
+"""One file of weights: state dict, config, card. Written atomically, read without running code, named by SHA-256."""
 
 import hashlib
 import io
