@@ -24,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from training.data import DataError, find_pairs, split_pairs
+    from model.checkpoint import read_checkpoint
+    from training.data import find_pairs, split_pairs
+    from training.errors import DataError
     from training.train import fit
 
     overrides = {
@@ -54,6 +56,7 @@ def _fit(options: argparse.Namespace) -> int:
         data_name=options.data_name or options.data.resolve().name,
         device=options.device,
         precision=options.precision,
+        init=None if options.init is None else read_checkpoint(options.init),
         workers=options.workers,
         max_steps=options.max_steps,
         quiet=options.quiet,
@@ -136,15 +139,20 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("data", type=Path, help="folder with image/ and label/ or instances/, or another known layout")
     fit.add_argument("--out", type=Path, required=True, help="where the best checkpoint goes at the end")
     fit.add_argument("--recipe", choices=sorted(RECIPES), default="default")
-    fit.add_argument("--run", dest="run_folder", type=Path, help="folder of this run's state and log; runs/<OUT's stem>")
+    fit.add_argument(
+        "--run", dest="run_folder", type=Path, help="folder of this run's state and log; runs/<OUT's stem>"
+    )
     fit.add_argument("--only", type=Path, help="file of image names, a line each, that are used at all")
     split = fit.add_mutually_exclusive_group()
-    split.add_argument("--val-fraction", type=float, default=0.1, help="of the images, drawn by the seed, that validate")
+    split.add_argument(
+        "--val-fraction", type=float, default=0.1, help="of the images, drawn by the seed, that validate"
+    )
     split.add_argument("--val-list", type=Path, help="file of image names, a line each, that validate")
     split.add_argument("--val-data", type=Path, help="a second folder that validates")
     fit.add_argument("--data-name", help="what the card calls the data; the folder's name if left out")
     fit.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     fit.add_argument("--precision", choices=("32-true", "16-mixed", "bf16-mixed"))
+    fit.add_argument("--init", type=Path, help="weights to begin with instead of random ones")
     fit.add_argument("--workers", type=int, default=0, help="processes that prepare samples")
     fit.add_argument("--max-steps", type=int, help="stop after so many more steps; the same command goes on")
     fit.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -1,4 +1,4 @@
-"""Pairs in memory, and the samples that a step takes: a pure function of seed, epoch and position, so runs can resume."""
+"""Pairs in memory, and the samples of a step: a function of seed, epoch and position alone, so that runs can resume."""
 
 from collections.abc import Iterator, Sequence
 

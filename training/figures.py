@@ -56,5 +56,5 @@ def draw_overlays(path: Path, segmenter: Segmenter, cache: "PairCache", scores: 
 
 def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]  # the library is partly typed
     write_atomically(path, buffer.getvalue())

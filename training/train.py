@@ -1,13 +1,14 @@
-"""The training run: steps, validation at the end of each epoch, state that resumes exactly, a stop that loses nothing."""
+"""The training run: steps, validation after each epoch, state that resumes exactly, a stop that loses nothing."""
 
 import fcntl
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,6 +40,10 @@ from training.losses import segmentation_loss
 STATE_FORMAT = "maskwell-run/1"
 # A run that is killed without a chance to save loses no more than this.
 SAVE_EVERY_S = 300.0
+# The cosine schedule ends at this share of the learning rate.
+LAST_LR_SHARE = 0.01
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass
@@ -85,7 +90,8 @@ def fit(
     run_folder: Path,
     data_name: str = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] | None = None,
+    precision: Precision | None = None,
+    init: Checkpoint | None = None,
     workers: int = 0,
     max_steps: int | None = None,
     quiet: bool = False,
@@ -101,6 +107,7 @@ def fit(
         data_name: what the card says of the data.
         device: `auto` takes the GPUs that are there. Under torchrun each process takes one, or its share of the CPU.
         precision: mixed precision; None takes `16-mixed` on a GPU and `32-true` on a CPU.
+        init: weights to begin with, of the recipe's architecture, instead of random ones.
         workers: processes that prepare samples.
         max_steps: stop after so many more steps, as a signal would; for trials.
         quiet: no progress bar.
@@ -113,11 +120,13 @@ def fit(
     fabric.launch()
     run_folder.mkdir(parents=True, exist_ok=True)
     with _locked(run_folder, fabric), _stop_signals() as stop:
-        run = _Run(fabric, train, validation, recipe, run_folder, data_name, workers, quiet)
+        run = _Run(fabric, train, validation, recipe, run_folder, data_name, init, workers, quiet)
         finished = run.steps(stop, max_steps)
         best = run_folder / "best.pth"
         if finished and fabric.is_global_zero:
             write_atomically(out, best.read_bytes())
+            # nothing to go on from: the same command, on the data of another day, begins anew
+            (run_folder / "state.pth").unlink()
         fabric.barrier()
         return FitResult(finished, best if run.progress.best_epoch >= 0 else None, run.progress)
 
@@ -133,6 +142,7 @@ class _Run:
         recipe: Recipe,
         folder: Path,
         data_name: str,
+        init: Checkpoint | None,
         workers: int,
         quiet: bool,
     ) -> None:
@@ -145,6 +155,12 @@ class _Run:
         self._split = {"train": [pair.name for pair in train], "validation": [pair.name for pair in validation]}
         torch.manual_seed(recipe.seed)
         network = self.config.architecture.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if init is not None:
+            if init.config.architecture != self.config.architecture:
+                raise RunError(
+                    f"the weights to begin with are {init.config.architecture}; the recipe's {self.config.architecture}"
+                )
+            network.load_state_dict(init.state)
         optimizer = RMSprop(
             network.parameters(),
             lr=recipe.lr,
@@ -162,59 +178,63 @@ class _Run:
             self._dataset, batch_sampler=self._keys, num_workers=workers, persistent_workers=workers > 0
         )
         self._loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
-        self._ema = {name: value.detach().clone() for name, value in self._state().items()} if recipe.ema_decay else None
+        self._ema = (
+            {name: value.detach().clone() for name, value in self._state().items()} if recipe.ema_decay else None
+        )
         self.progress = Progress()
         self._resume()
 
     def steps(self, stop: "_Stop", max_steps: int | None) -> bool:
         """Train to the end; False if it was asked to stop before."""
-        recipe, progress = self.recipe, self.progress
-        left = max_steps
-        writer = SummaryWriter(str(self.folder / "tensorboard")) if self.fabric.is_global_zero else None
+        recipe, progress, per_epoch = self.recipe, self.progress, self._keys.steps
+        first = self.fabric.is_global_zero
+        writer = SummaryWriter(str(self.folder / "tensorboard")) if first else None
+        bar = tqdm(
+            total=recipe.epochs * per_epoch,
+            initial=progress.epoch * per_epoch + progress.step,
+            unit="step",
+            disable=self.quiet or not first or None,
+        )
+        taken, last = 0, max_steps
         saved_at = time.monotonic()
         try:
             while progress.epoch < recipe.epochs and not self._out_of_patience():
                 self._keys.epoch, self._keys.first_step = progress.epoch, progress.step
-                bar = tqdm(
-                    total=self._keys.steps,
-                    initial=progress.step,
-                    desc=f"epoch {progress.epoch + 1}/{recipe.epochs}",
-                    unit="step",
-                    disable=self.quiet or not self.fabric.is_global_zero or None,
-                    leave=False,
-                )
-                with bar:
-                    for images, targets in self._loader:
-                        loss = self._step(images, targets)
-                        progress.step += 1
-                        progress.loss_sum += loss
-                        progress.loss_steps += 1
-                        bar.update()
-                        bar.set_postfix(loss=f"{progress.loss_sum / progress.loss_steps:.4f}")
-                        left = None if left is None else left - 1
-                        asked = self.fabric.broadcast(stop.asked or left == 0)
-                        if asked and progress.step < self._keys.steps:
-                            self._save()
-                            return False
-                        if time.monotonic() - saved_at > SAVE_EVERY_S:
-                            self._save()
-                            saved_at = time.monotonic()
+                bar.set_description(f"epoch {progress.epoch + 1}/{recipe.epochs}")
+                for images, targets in self._loader:
+                    progress.loss_sum += self._step(images, targets)
+                    progress.step += 1
+                    progress.loss_steps += 1
+                    taken += 1
+                    bar.update()
+                    bar.set_postfix(loss=f"{progress.loss_sum / progress.loss_steps:.4f}")
+                    if self._stops(stop, taken, last):
+                        if progress.step == per_epoch:
+                            break  # the epoch is done but for its validation
+                        self._save()
+                        return False
+                    if time.monotonic() - saved_at > SAVE_EVERY_S:
+                        self._save()
+                        saved_at = time.monotonic()
                 self._end_epoch(writer)
                 saved_at = time.monotonic()
-                if self.fabric.broadcast(stop.asked or left == 0) and progress.epoch < recipe.epochs:
+                if self._stops(stop, taken, last) and progress.epoch < recipe.epochs:
                     return False
             return True
         finally:
+            bar.close()
             if writer is not None:
                 writer.close()
+
+    def _stops(self, stop: "_Stop", taken: int, last: int | None) -> bool:
+        """Whether to stop now; all processes hear the first one's answer, so that none waits for another forever."""
+        return bool(self.fabric.broadcast(stop.asked or taken == last))
 
     def _step(self, images: Tensor, targets: Tensor) -> float:
         recipe = self.recipe
         self.network.train()
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = segmentation_loss(
-            logits, targets, dice_weight=recipe.dice_weight, border_weight=recipe.border_weight
-        )
+        loss = segmentation_loss(logits, targets, dice_weight=recipe.dice_weight, border_weight=recipe.border_weight)
         self._optimizer.zero_grad()
         self.fabric.backward(loss)
         if recipe.clip_norm:
@@ -243,12 +263,12 @@ class _Run:
         progress = self.progress
         record = {"epoch": float(progress.epoch + 1), "loss": progress.loss_sum / max(progress.loss_steps, 1)}
         if self._validation is not None:
-            checkpoint = Checkpoint(
-                {name: value.detach().float().cpu() if value.is_floating_point() else value.cpu()
-                 for name, value in (self._ema or self._state()).items()},
-                self.config, {}, "",
-            )  # fmt: skip
-            scores, segmenter = self._validate(checkpoint)
+            state = {name: value.detach().cpu().clone() for name, value in (self._ema or self._state()).items()}
+            checkpoint = Checkpoint(state, self.config, {}, "")
+            segmenter = Segmenter(
+                checkpoint, TorchRuntime(checkpoint, device=str(self.fabric.device), precision="fp32")
+            )
+            scores = evaluate(segmenter, self._validation, tune=True, quiet=self.quiet)
             record |= {"val_dice": scores.dice, "val_iou": scores.iou, "threshold": scores.threshold}
             record |= {f"val_ap{key}": value for key, value in scores.ap.items() if key in ("0.5", "0.7", "0.9")}
             record["lr"] = float(self._schedule.get_last_lr()[0])
@@ -270,11 +290,6 @@ class _Run:
         # the other processes stop with the first, so they must know what it knows
         progress.best_dice, progress.best_epoch = self.fabric.broadcast((progress.best_dice, progress.best_epoch))
         self._save()
-
-    def _validate(self, checkpoint: Checkpoint) -> tuple[Scores, Segmenter]:
-        assert self._validation is not None
-        segmenter = Segmenter(checkpoint, TorchRuntime(checkpoint, device=str(self.fabric.device), precision="fp32"))
-        return evaluate(segmenter, self._validation, tune=True, quiet=self.quiet), segmenter
 
     def _out_of_patience(self) -> bool:
         progress, patience = self.progress, self.recipe.patience
@@ -364,38 +379,30 @@ def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> M
     return ModelConfig(architecture=architecture, normalisation=recipe.normalisation, outputs=outputs, tile_px=tile_px)
 
 
-class _LrFactor:
-    """Picklable, so that the schedule's state can be saved."""
+def _lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied by at a step, of `total` in the run."""
 
-    def __init__(self, recipe: Recipe, total: int) -> None:
-        self._recipe, self._total = recipe, max(total, 1)
-
-    def __call__(self, step: int) -> float:
-        recipe = self._recipe
+    def factor(step: int) -> float:
         if recipe.schedule == "constant":
             return 1.0
         if step < recipe.warmup_steps:
             return (step + 1) / recipe.warmup_steps
-        share = min(1.0, (step - recipe.warmup_steps) / max(1, self._total - recipe.warmup_steps))
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+        share = min(1.0, (step - recipe.warmup_steps) / max(1, total - recipe.warmup_steps))
+        return LAST_LR_SHARE + (1 - LAST_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * share))
+
+    return factor
 
 
-def _lr_factor(recipe: Recipe, total: int) -> Any:
-    factor = _LrFactor(recipe, total)
-    return lambda step: factor(step)
-
-
-def _make_fabric(device: str, precision: str | None) -> Fabric:
+def _make_fabric(device: str, precision: Precision | None) -> Fabric:
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    import os
-
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    # torchrun says so in the environment where it starts several processes
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Fabric(
         accelerator="cuda" if on_gpu else "cpu",
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1,
-        num_nodes=max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if world > 1 else 1,
+        devices=local,
+        num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        precision=precision or ("16-mixed" if on_gpu else "32-true"),  # type: ignore[arg-type]
+        precision=precision or ("16-mixed" if on_gpu else "32-true"),
     )
 
 

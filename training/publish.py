@@ -1,0 +1,112 @@
+"""Put a candidate into service, unless it is worse than the weights there on the same images."""
+
+import fcntl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import read_checkpoint, write_atomically
+from model.errors import WeightsError
+from model.runtime import TorchRuntime
+from model.segmenter import Segmenter
+from training.data import Pair
+from training.dataset import PairCache
+from training.errors import DataError, RefusedError, RunError
+from training.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What was published.
+
+    Attributes:
+        to: the file that now holds the candidate.
+        version: its SHA-256.
+        candidate_dice: mean Dice of the candidate.
+        current_dice: of the weights that it replaced; None if there were none that could be read.
+        n_images: that both were scored on.
+    """
+
+    to: Path
+    version: str
+    candidate_dice: float
+    current_dice: float | None
+    n_images: int
+
+    def __str__(self) -> str:
+        before = "nothing before it" if self.current_dice is None else f"before it {self.current_dice:.4f}"
+        return (
+            f"published {self.to} as version {self.version[:12]}: Dice {self.candidate_dice:.4f} on "
+            f"{self.n_images} images, {before}"
+        )
+
+
+def publish(
+    candidate: Path,
+    pairs: Sequence[Pair],
+    *,
+    to: Path,
+    force: bool = False,
+    tolerance: float = 0.0,
+    device: str = "auto",
+    quiet: bool = False,
+) -> PublishReport:
+    """Replace the weights in service by a candidate, if it is not worse.
+
+    Images that the candidate's card lists as training images are left out: it would be judged on what it has seen.
+
+    Args:
+        candidate: a checkpoint.
+        pairs: images with truth.
+        to: the file in service; a reader sees the old one or the new one.
+        force: publish a worse candidate too. One that cannot be read, or whose network answers with NaN or one and the
+            same value everywhere, is never published.
+        tolerance: mean Dice that the candidate may be worse by.
+        device, quiet: as everywhere.
+
+    Raises:
+        RefusedError: the candidate is worse.
+        WeightsError: the candidate cannot be used.
+        DataError: no image is left to compare on.
+        RunError: another process publishes to the same file.
+    """
+    checkpoint = read_checkpoint(candidate)
+    segmenter = Segmenter(checkpoint, TorchRuntime(checkpoint, device=device))
+    segmenter.warm_up()
+    unseen = _unseen(pairs, checkpoint.card)
+    if not unseen:
+        raise DataError(f"{candidate} was trained on all {len(pairs)} of these images; name others to compare on")
+    cache = PairCache(unseen, quiet=quiet)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with (to.parent / f".{to.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another process publishes to {to}") from error
+        new = evaluate(segmenter, cache, cells=False, quiet=quiet).dice
+        old = None
+        if to.exists():
+            try:
+                current = read_checkpoint(to)
+                old = evaluate(
+                    Segmenter(current, TorchRuntime(current, device=device)), cache, cells=False, quiet=quiet
+                ).dice
+            except WeightsError:
+                pass  # what cannot be read cannot serve either, so anything is better
+        if old is not None and new < old - tolerance and not force:
+            raise RefusedError(
+                f"{candidate} has Dice {new:.4f} on {len(cache)} images, the weights in service have {old:.4f}; "
+                "--force publishes it all the same"
+            )
+        write_atomically(to, candidate.read_bytes())
+        published = read_checkpoint(to)
+        if published.version != checkpoint.version:
+            raise RunError(f"{candidate} was changed while it was being published")
+    return PublishReport(to, published.version, new, old, len(cache))
+
+
+def _unseen(pairs: Sequence[Pair], card: dict[str, Any]) -> list[Pair]:
+    split = card.get("split")
+    seen = set(split.get("train", ())) if isinstance(split, dict) else set()
+    return [pair for pair in pairs if pair.name not in seen]
