@@ -101,8 +101,10 @@ class Checkpoint:
 
     def build(self) -> UNet:
         """The network with these weights, in evaluation mode."""
-        network = self.config.architecture.build()
-        network.load_state_dict(self.state, strict=True)
+        with torch.device("meta"):  # no random weights first, which take longer than all the rest
+            network = self.config.architecture.build()
+        state = {name: tensor.clone() for name, tensor in self.state.items()}
+        network.load_state_dict(state, strict=True, assign=True)
         return network.eval()
 
 

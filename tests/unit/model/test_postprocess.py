@@ -1,0 +1,200 @@
+"""Masks and cells from drawn shapes whose answer is known."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image as PillowImage
+from scipy import ndimage
+
+from model.images import encode_probability
+from model.postprocess import PROBABILITY_LEVELS, Maps, label_cells, threshold_mask, to_maps
+from model.types import Labels, Logits, Probability
+
+
+def disc(shape: tuple[int, int], centre: tuple[int, int], radius: float) -> npt.NDArray[np.bool_]:
+    ys, xs = np.ogrid[: shape[0], : shape[1]]
+    inside: npt.NDArray[np.bool_] = (ys - centre[0]) ** 2 + (xs - centre[1]) ** 2 <= radius**2
+    return inside
+
+
+def as_maps(cell: npt.NDArray[np.bool_], border: npt.NDArray[np.bool_] | None = None) -> Maps:
+    return Maps(
+        cell=np.where(cell, 0.9, 0.1).astype(np.float32),
+        border=None if border is None else np.where(border, 0.9, 0.0).astype(np.float32),
+    )
+
+
+def numbers(labels: Labels) -> list[int]:
+    """The numbers in the order in which they are first met by rows."""
+    flat = labels[labels > 0]
+    _, first = np.unique(flat, return_index=True)
+    return [int(flat[position]) for position in sorted(first)]
+
+
+def two_touching_discs() -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Foreground of two discs side by side, and the border where they touch."""
+    cell = disc((50, 90), (25, 25), 18) | disc((50, 90), (25, 60), 18)
+    border = np.zeros_like(cell)
+    border[:, 41:45] = cell[:, 41:45]
+    return cell, border
+
+
+def test_two_separate_discs_get_two_labels() -> None:
+    left, right = disc((50, 90), (28, 20), 10), disc((50, 90), (25, 60), 12)  # the right one reaches higher
+    labels = label_cells(as_maps(left | right), threshold=0.5)
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, right * 1 + left * 2)
+
+
+def test_touching_discs_are_one_cell_without_a_border_map_and_two_with_one() -> None:
+    cell, border = two_touching_discs()
+    assert label_cells(as_maps(cell), threshold=0.5).max() == 1
+    labels = label_cells(as_maps(cell, border), threshold=0.5)
+    assert labels.max() == 2
+    np.testing.assert_array_equal(labels > 0, cell)
+    assert labels[25, 25] != labels[25, 60]
+    areas = np.bincount(labels.ravel())[1:]
+    assert abs(int(areas[0]) - int(areas[1])) < 0.1 * areas.sum()
+
+
+def test_a_region_without_a_core_stays_whole_beside_regions_that_are_parted() -> None:
+    cell, border = two_touching_discs()
+    cell = np.concatenate([cell, np.zeros((10, 90), dtype=bool)])
+    border = np.concatenate([border, np.zeros((10, 90), dtype=bool)])
+    cell[52:58, 10:40] = border[52:58, 10:40] = True  # border all over
+    labels = label_cells(as_maps(cell, border), threshold=0.5)
+    assert labels.max() == 3
+    assert len(np.unique(labels[52:58, 10:40])) == 1
+    np.testing.assert_array_equal(labels > 0, cell)
+
+
+def test_a_core_of_a_few_pixels_is_no_cell_of_its_own() -> None:
+    cell = np.zeros((20, 40), dtype=bool)
+    cell[5:15, 5:35] = True
+    border = np.zeros_like(cell)
+    border[5:15, 29:32] = True
+    border[5:15, 32:35] = True
+    border[9:11, 33:35] = False  # four pixels of core
+    assert label_cells(as_maps(cell, border), threshold=0.5).max() == 1
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    hnp.arrays(np.bool_, (17, 23)),
+    hnp.arrays(np.bool_, (17, 23)),
+    st.booleans(),
+)
+def test_the_labels_cover_the_mask_exactly_and_are_numbered_by_first_pixel_without_gaps(
+    cell: npt.NDArray[np.bool_], border: npt.NDArray[np.bool_], with_border: bool
+) -> None:
+    maps = as_maps(
+        ndimage.binary_dilation(cell, iterations=2) if with_border else cell, border if with_border else None
+    )
+    labels = label_cells(maps, threshold=0.5)
+    np.testing.assert_array_equal(labels > 0, threshold_mask(maps.cell, 0.5))
+    assert numbers(labels) == list(range(1, int(labels.max()) + 1))
+    for number in range(1, int(labels.max()) + 1):
+        assert ndimage.label(labels == number)[1] == 1  # each cell is in one piece
+
+
+def test_corners_that_touch_do_not_join_cells() -> None:
+    cell = np.array([[1, 0], [0, 1]], dtype=bool)
+    np.testing.assert_array_equal(label_cells(as_maps(cell), threshold=0.5), [[1, 0], [0, 2]])
+
+
+def test_cells_below_the_least_area_are_dropped_and_the_rest_numbered_anew() -> None:
+    cell = np.zeros((10, 20), dtype=bool)
+    cell[0, 0:3] = cell[4:6, 0:2] = cell[8, 0:5] = True  # 3, 4 and 5 px
+    for min_area_px, kept in ((0, 3), (3, 3), (4, 2), (5, 1), (6, 0)):
+        labels = label_cells(as_maps(cell), threshold=0.5, min_area_px=min_area_px)
+        assert numbers(labels) == list(range(1, kept + 1))
+        assert labels.max() == kept
+
+
+def test_nothing_found_gives_all_zeros_and_everything_found_one_cell() -> None:
+    nothing = np.zeros((8, 9), dtype=bool)
+    for border in (None, nothing):
+        assert not label_cells(as_maps(nothing, border), threshold=0.5).any()
+        assert (label_cells(as_maps(~nothing, border), threshold=0.5) == 1).all()
+    assert (label_cells(as_maps(nothing), threshold=0) == 1).all()
+
+
+def test_more_than_65535_cells_keep_their_numbers() -> None:
+    cell = np.zeros((520, 520), dtype=bool)
+    cell[::2, ::2] = True
+    labels = label_cells(as_maps(cell), threshold=0.5)
+    assert labels.max() == 260 * 260
+    np.testing.assert_array_equal(labels[::2, ::2].ravel(), np.arange(1, 260 * 260 + 1))
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="allowed is 0 to 1"):
+        threshold_mask(np.zeros((2, 2), dtype=np.float32), threshold)
+
+
+def test_a_negative_least_area_is_refused() -> None:
+    with pytest.raises(ValueError, match="allowed is 0 or more"):
+        label_cells(as_maps(np.zeros((2, 2), dtype=bool)), threshold=0.5, min_area_px=-1)
+
+
+def every_level() -> Probability:
+    """One pixel of each of the 65,536 probabilities, by way of logits."""
+    levels = np.arange(PROBABILITY_LEVELS + 1) / PROBABILITY_LEVELS
+    with np.errstate(divide="ignore"):
+        logits = (np.log(levels) - np.log1p(-levels)).astype(np.float32).reshape(1, 256, 256)
+    return to_maps(logits, ("cell",), "sigmoid").cell
+
+
+THRESHOLDS = [0.0, 1.0, 0.5, 0.1, 0.2, 0.25, 0.3, 0.4, 0.6, 0.62, 0.7, 0.75, 0.8, 0.9, 0.95, 0.999, 1e-6, 1 / 3]
+
+
+@pytest.mark.parametrize(
+    "threshold", THRESHOLDS + [k / PROBABILITY_LEVELS for k in (1, 2, 7, 13107, 26214, 32767, 32768, 45875, 65534)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_16_bit_picture_of_the_probability_gives_the_mask_again(threshold: float, dtype: type[np.floating]) -> None:
+    probability = every_level()
+    assert len(np.unique(probability)) > 60_000
+    stored = np.asarray(PillowImage.open(io.BytesIO(encode_probability(probability)))).astype(dtype)
+    decoded = stored / dtype(PROBABILITY_LEVELS)
+    np.testing.assert_array_equal(decoded >= dtype(threshold), threshold_mask(probability, threshold))
+
+
+def test_probabilities_come_in_steps_of_a_16_bit_picture() -> None:
+    logits = np.random.default_rng(0).normal(size=(1, 50, 60)).astype(np.float32) * 5
+    cell = to_maps(logits, ("cell",), "sigmoid").cell
+    assert cell.dtype == np.float32
+    levels = cell.astype(np.float64) * PROBABILITY_LEVELS
+    np.testing.assert_allclose(levels, np.rint(levels), atol=0.01)
+    np.testing.assert_allclose(cell, 1 / (1 + np.exp(-logits[0])), atol=1e-5)
+
+
+def three_maps() -> Logits:
+    return np.random.default_rng(0).normal(size=(3, 20, 30)).astype(np.float32)
+
+
+def test_softmax_is_over_the_maps_and_several_cell_maps_add_up() -> None:
+    logits = three_maps()
+    maps = to_maps(logits, ("background", "cell", "cell"), "softmax")
+    background = np.exp(logits[0]) / np.exp(logits).sum(0)
+    np.testing.assert_allclose(maps.cell, 1 - background, atol=2e-5)
+    assert maps.border is None
+
+
+def test_each_map_is_found_by_its_name() -> None:
+    logits = three_maps()
+    maps = to_maps(logits, ("background", "border", "cell"), "sigmoid")
+    np.testing.assert_allclose(maps.cell, 1 / (1 + np.exp(-logits[2])), atol=1e-5)
+    assert maps.border is not None
+    np.testing.assert_allclose(maps.border, 1 / (1 + np.exp(-logits[1])), atol=1e-5)
+
+
+def test_huge_logits_give_0_and_1_and_no_warning() -> None:
+    logits = np.array([[[-3e38, -1000, 1000, 3e38]]], dtype=np.float32)
+    np.testing.assert_array_equal(to_maps(logits, ("cell",), "sigmoid").cell, [[0, 0, 1, 1]])
