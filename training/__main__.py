@@ -139,9 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("data", type=Path, help="folder with image/ and label/ or instances/, or another known layout")
     fit.add_argument("--out", type=Path, required=True, help="where the best checkpoint goes at the end")
     fit.add_argument("--recipe", choices=sorted(RECIPES), default="default")
-    fit.add_argument(
-        "--run", dest="run_folder", type=Path, help="folder of this run's state and log; runs/<OUT's stem>"
-    )
+    fit.add_argument("--run-folder", type=Path, help="folder of this run's state and log; runs/<OUT's stem>")
     fit.add_argument("--only", type=Path, help="file of image names, a line each, that are used at all")
     split = fit.add_mutually_exclusive_group()
     split.add_argument(

@@ -345,7 +345,7 @@ class _Run:
         state = torch.load(path, map_location=self.fabric.device, weights_only=True)
         if state.get("format") != STATE_FORMAT or state.get("fingerprint") != self._fingerprint():
             raise RunError(
-                f"{path} belongs to another recipe or other images; name another folder with --run, or delete this one"
+                f"{path} belongs to another recipe or other images; name another --run-folder, or delete this one"
             )
         module: nn.Module = self.network.module
         getattr(module, "module", module).load_state_dict(state["network"])

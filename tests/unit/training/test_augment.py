@@ -1,0 +1,67 @@
+"""One draw for image and truth, whole labels, and the same seed the same crop."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from training.augment import Augmenter
+from training.config import CLASSIC, Recipe
+
+
+def picture(side: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a few blocks, and an image that shows them exactly."""
+    labels = np.zeros((side, side), np.int32)
+    for number in range(1, 6):
+        labels[20 * number : 20 * number + 14, 30 * number : 30 * number + 20] = number
+    return (labels > 0)[None].astype(np.float32), labels
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_warp_moves_image_and_truth_alike(tiny_recipe: Recipe, seed: int) -> None:
+    recipe = replace(tiny_recipe, warp_prob=1.0, intensity_prob=0.0, elastic_px=4.0)
+    planes, labels = Augmenter(recipe)(*picture(), seed=seed)
+
+    assert planes.shape == (1, 128, 128)
+    # interpolation blurs the image's edges by half a pixel; the truth lies where the image is bright
+    disagree = (planes[0] > 0.5) != (labels > 0)
+    assert disagree.mean() < 0.02
+    assert set(np.unique(labels)) <= set(range(6))
+
+
+def test_the_same_seed_gives_the_same_sample_and_another_gives_another(tiny_recipe: Recipe) -> None:
+    augment = Augmenter(replace(tiny_recipe, warp_prob=1.0, intensity_prob=1.0))
+    first, again, other = (augment(*picture(), seed=seed) for seed in (5, 5, 6))
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_intensity_changes_leave_the_truth_alone(tiny_recipe: Recipe) -> None:
+    recipe = replace(tiny_recipe, crop_px=0, batch_size=1, warp_prob=0.0, flip_prob=0.0, intensity_prob=1.0)
+    planes, labels = picture()
+    changed, same = Augmenter(recipe)(planes, labels, seed=0)
+    assert np.array_equal(same, labels)
+    assert not np.allclose(changed, planes, atol=0.01)
+
+
+def test_an_image_smaller_than_the_crop_is_mirrored(tiny_recipe: Recipe) -> None:
+    recipe = replace(tiny_recipe, warp_prob=0.0, flip_prob=0.0, intensity_prob=0.0)
+    planes = np.random.default_rng(0).random((1, 40, 50), dtype=np.float32)
+    crop, labels = Augmenter(recipe)(planes, np.ones((40, 50), np.int32), seed=1)
+    assert crop.shape == (1, 128, 128)
+    assert set(np.unique(crop)) <= set(np.unique(planes))
+    assert (labels == 1).all()
+
+
+def test_the_classic_recipe_flips_whole_images_in_all_four_ways_and_does_nothing_else() -> None:
+    planes, labels = np.arange(64, dtype=np.float32).reshape(1, 8, 8), np.arange(64, dtype=np.int32).reshape(8, 8)
+    ways = {
+        name: np.flip(labels, axes).tobytes() for name, axes in (("none", ()), ("ud", 0), ("lr", 1), ("both", (0, 1)))
+    }
+    seen = set()
+    for seed in range(60):
+        image, truth = Augmenter(CLASSIC)(planes, labels, seed=seed)
+        assert np.array_equal(image[0], truth)
+        seen.add(truth.tobytes())
+    assert seen == set(ways.values())

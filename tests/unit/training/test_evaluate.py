@@ -1,0 +1,83 @@
+"""Scores of known answers, through the real segmenter."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import Architecture, Checkpoint, ModelConfig
+from model.images import encode_png
+from model.segmenter import Segmenter
+from model.types import Batch, Logits
+from training.data import find_pairs
+from training.evaluate import evaluate
+
+
+class BrightnessRuntime:
+    """Answers with the image itself: logit of the grey level over 255. A known network, run for real."""
+
+    name, device, precision, batch_tiles = "brightness", "cpu", "fp32", 1
+
+    def run(self, batch: Batch) -> Logits:
+        probability = torch.from_numpy(batch).clamp(0.001, 0.999)
+        return torch.logit(probability).numpy()
+
+
+def segmenter(threshold: float = 0.5) -> Segmenter:
+    config = ModelConfig(architecture=Architecture(width=4), normalisation="unit", threshold=threshold)
+    return Segmenter(Checkpoint({}, config, {}, ""), BrightnessRuntime())
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(pixels))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """a: one cell found exactly at 0.5. b: half of a cell is dim, 0.4; one thing that is no cell is bright."""
+    image, labels = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint16)
+    image[5:15, 5:25], labels[5:15, 5:25] = 200, 1
+    write(tmp_path / "image" / "a.png", image)
+    write(tmp_path / "instances" / "a.png", labels)
+    image[5:15, 15:25] = 102
+    image[30:35, 30:50] = 255
+    write(tmp_path / "image" / "b.png", image)
+    write(tmp_path / "instances" / "b.png", labels)
+    return tmp_path
+
+
+def test_dice_iou_and_ap_are_those_computed_by_hand(folder: Path) -> None:
+    scores = evaluate(segmenter(), find_pairs(folder), quiet=True)
+    # b: truth 200 px, found 100 of them and 100 others
+    assert [image.dice for image in scores.images] == pytest.approx([1.0, 2 * 100 / (200 + 200)])
+    assert [image.iou for image in scores.images] == pytest.approx([1.0, 100 / 300])
+    assert scores.dice == pytest.approx(0.75)
+    # a: one match. b: an IoU of exactly 0.5 matches at 0.5, and one false positive
+    assert scores.images[1].counts["0.5"] == (1, 1, 0)
+    assert scores.ap["0.5"] == pytest.approx(2 / 3)
+    assert scores.ap["0.9"] == pytest.approx(1 / (1 + 2 + 1))
+
+
+def test_tuning_finds_the_threshold_with_the_best_dice(folder: Path) -> None:
+    scores = evaluate(segmenter(0.75), find_pairs(folder), tune=True, quiet=True)
+    assert scores.threshold == pytest.approx(0.4)
+    assert scores.dice == pytest.approx((1.0 + 2 * 200 / (200 + 300)) / 2)
+    assert evaluate(segmenter(0.75), find_pairs(folder), quiet=True).threshold == 0.75
+
+
+def test_a_summary_is_plain_and_has_no_single_images(folder: Path) -> None:
+    summary = evaluate(segmenter(), find_pairs(folder), quiet=True).summary()
+    assert set(summary) == {"threshold", "dice", "iou", "ap", "n_images"}
+    assert summary["n_images"] == 2
+
+
+def test_binary_truth_has_no_ap(tmp_path: Path) -> None:
+    mask = np.zeros((20, 20), np.uint8)
+    mask[3:9, 3:9] = 255
+    write(tmp_path / "image" / "a.png", mask)
+    write(tmp_path / "label" / "a.png", mask)
+    scores = evaluate(segmenter(), find_pairs(tmp_path), quiet=True)
+    assert scores.ap == {}
+    assert scores.dice == 1.0

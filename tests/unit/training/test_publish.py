@@ -1,0 +1,111 @@
+"""The gate: better goes in, worse stays out, and what cannot serve never does."""
+
+import fcntl
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
+from model.errors import WeightsError
+from training.__main__ import main
+from training.data import find_pairs
+from training.errors import DataError, RefusedError, RunError
+from training.publish import publish
+
+CONFIG = ModelConfig(architecture=Architecture(width=4, align_corners=False), tile_px=(128,))
+
+
+def weights(path: Path, bias: float, *, card: dict[str, object] | None = None) -> Path:
+    """A network whose cell probability follows a bias: -30 finds next to nothing, 30 calls everything a cell."""
+    torch.manual_seed(0)
+    state = CONFIG.architecture.build().state_dict()
+    state["outc.conv.bias"].fill_(bias)
+    write_checkpoint(path, state, CONFIG, card or {})
+    return path
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> Path:
+    return weights(tmp_path / "everything.pth", 30)
+
+
+@pytest.fixture
+def nothing(tmp_path: Path) -> Path:
+    return weights(tmp_path / "nothing.pth", -30)
+
+
+def test_a_better_candidate_replaces_the_weights_in_service(
+    cells: Path, tmp_path: Path, everything: Path, nothing: Path
+) -> None:
+    to = tmp_path / "weights" / "best_model.pth"
+    first = publish(nothing, find_pairs(cells), to=to, quiet=True)
+    assert first.current_dice is None
+    report = publish(everything, find_pairs(cells), to=to, quiet=True)
+    assert report.current_dice is not None
+    assert report.candidate_dice > report.current_dice
+    assert to.read_bytes() == everything.read_bytes()
+    assert report.version == read_checkpoint(everything).version
+    assert not [path for path in to.parent.iterdir() if path.suffix == ".part"]
+
+
+def test_a_worse_candidate_is_refused_with_both_scores_and_changes_nothing(
+    cells: Path, tmp_path: Path, everything: Path, nothing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "best_model.pth"
+    publish(everything, find_pairs(cells), to=to, quiet=True)
+    with pytest.raises(RefusedError, match=r"Dice 0\.\d+ on 10 images, the weights in service have 0\.\d+"):
+        publish(nothing, find_pairs(cells), to=to, quiet=True)
+    assert main(["publish", str(nothing), str(cells), "--to", str(to), "--quiet"]) == 1
+    assert "refused" in capsys.readouterr().err
+    assert to.read_bytes() == everything.read_bytes()
+
+
+def test_force_and_tolerance_let_a_worse_candidate_in(
+    cells: Path, tmp_path: Path, everything: Path, nothing: Path
+) -> None:
+    to = tmp_path / "best_model.pth"
+    for option in ({"force": True}, {"tolerance": 1.0}):
+        publish(everything, find_pairs(cells), to=to, force=True, quiet=True)
+        publish(nothing, find_pairs(cells), to=to, quiet=True, **option)
+        assert to.read_bytes() == nothing.read_bytes()
+
+
+def test_a_candidate_that_cannot_serve_is_never_published_not_even_by_force(
+    cells: Path, tmp_path: Path, everything: Path
+) -> None:
+    to = tmp_path / "best_model.pth"
+    publish(everything, find_pairs(cells), to=to, quiet=True)
+    broken, deaf = tmp_path / "broken.pth", tmp_path / "deaf.pth"
+    broken.write_bytes(everything.read_bytes()[:-100])
+    state = {name: torch.zeros_like(value) for name, value in read_checkpoint(everything).state.items()}
+    write_checkpoint(deaf, state, CONFIG, {})
+    for bad in (broken, deaf):
+        with pytest.raises(WeightsError):
+            publish(bad, find_pairs(cells), to=to, force=True, quiet=True)
+    assert to.read_bytes() == everything.read_bytes()
+
+
+def test_unreadable_weights_in_service_are_replaced(cells: Path, tmp_path: Path, nothing: Path) -> None:
+    to = tmp_path / "best_model.pth"
+    to.write_bytes(b"half a fi")
+    assert publish(nothing, find_pairs(cells), to=to, quiet=True).current_dice is None
+    assert to.read_bytes() == nothing.read_bytes()
+
+
+def test_images_that_the_candidate_was_trained_on_do_not_judge_it(cells: Path, tmp_path: Path) -> None:
+    names = [pair.name for pair in find_pairs(cells)]
+    some = weights(tmp_path / "some.pth", 0, card={"split": {"train": names[:7]}})
+    assert publish(some, find_pairs(cells), to=tmp_path / "b.pth", quiet=True).n_images == 3
+    every = weights(tmp_path / "every.pth", 0, card={"split": {"train": names}})
+    with pytest.raises(DataError, match="trained on all 10"):
+        publish(every, find_pairs(cells), to=tmp_path / "b.pth", quiet=True)
+
+
+def test_two_publishers_do_not_race(cells: Path, tmp_path: Path, nothing: Path) -> None:
+    to = tmp_path / "best_model.pth"
+    with (tmp_path / ".best_model.pth.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another process publishes"):
+            publish(nothing, find_pairs(cells), to=to, quiet=True)
+    assert not to.exists()
