@@ -225,6 +225,8 @@ def _choose_page(n_pages: int, page: int | None, found: str) -> int:
 
 
 def _open_picture(data: bytes, max_pixels: int) -> PillowImage.Image:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_size(*_webp_size(data), max_pixels)  # Pillow sets memory aside for two canvases as it opens one
     try:
         picture = PillowImage.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -234,6 +236,22 @@ def _open_picture(data: bytes, max_pixels: int) -> PillowImage.Image:
         ) from error
     _check_size(picture.height, picture.width, max_pixels)
     return picture
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Height and width in the first chunk of a WebP file, of whichever of its three kinds; 0, 0 for another."""
+
+    def number(start: int, n_bytes: int) -> int:
+        return int.from_bytes(data[start : start + n_bytes], "little")
+
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return number(27, 3) + 1, number(24, 3) + 1
+    if kind == b"VP8L":
+        return (number(21, 4) >> 14 & 0x3FFF) + 1, (number(21, 4) & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return number(28, 2) & 0x3FFF, number(26, 2) & 0x3FFF
+    return 0, 0
 
 
 def _pillow_format(picture: PillowImage.Image) -> str:
@@ -312,6 +330,8 @@ def _main_series(tiff: tifffile.TiffFile, max_pixels: int) -> list[tifffile.Tiff
         first = series.keyframe
         height, width, samples = first.imagelength, first.imagewidth, first.samplesperpixel
         _check_size(height, width, max_pixels)
+        if first.is_tiled:  # each is unpacked whole, however little of it lies in the image
+            _check_size(first.tilelength, first.tilewidth, max_pixels)
         if height * width * samples == 0 or first.dtype is None:
             raise UndecodableImageError("the TIFF holds no pixels")
         # thousands of samples make few pixels many bytes
@@ -424,7 +444,10 @@ def _check_tiff_directories(data: bytes) -> None:
             raise ImageTooLargeError(f"a TIFF of more than {MAX_TIFF_PAGES:,} pages")
         for entry in range(offset + count_size, end, entry_size):
             count = number(entry + 4, offset_size)
-            tag_bytes += count * _TIFF_TYPE_BYTES.get(number(entry + 2, 2), 1)
+            size = count * _TIFF_TYPE_BYTES.get(number(entry + 2, 2), 1)
+            tag_bytes += size
+            if offset_size < size <= len(data):  # of more the limit below speaks
+                number(number(entry + entry_size - offset_size, offset_size) + size - 1, 1)
             n_sub += count if number(entry, 2) == 330 else 0  # SubIFDs
         if tag_bytes > 2 * len(data) + 2**16 or n_sub > MAX_TIFF_PAGES:
             raise UndecodableImageError("the TIFF is damaged: its tags claim more bytes than it has")

@@ -1,0 +1,111 @@
+"""A batch in, logits out: the same bytes alone and in company, and a device that is there or an error."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint, write_checkpoint
+from model.errors import WeightsError
+from model.runtime import TorchRuntime, available_cpus, choose_device
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    torch.manual_seed(0)
+    config = ModelConfig(architecture=Architecture(width=8, n_classes=2), outputs=("cell", "border"), tile_px=(128,))
+    path: Path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    write_checkpoint(path, config.architecture.build().state_dict(), config, {})
+    return read_checkpoint(path)
+
+
+def tiles(n: int, side: int = 64) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(n).random((n, 1, side, side), dtype=np.float32)
+
+
+def test_the_runtime_gives_the_networks_output(checkpoint: Checkpoint) -> None:
+    batch = tiles(2)
+    with torch.inference_mode():
+        expected = checkpoint.build()(torch.from_numpy(batch)).numpy()
+    found = TorchRuntime(checkpoint, device="cpu", batch_tiles=2).run(batch)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tile_gives_the_same_bytes_alone_and_in_any_company(checkpoint: Checkpoint) -> None:
+    runtime = TorchRuntime(checkpoint, device="cpu", batch_tiles=4)
+    batch = tiles(4)
+    together = runtime.run(batch)
+    assert (together.std(axis=(1, 2, 3)) > 0).all()
+    for index in range(4):
+        np.testing.assert_array_equal(runtime.run(batch[index : index + 1])[0], together[index])
+    np.testing.assert_array_equal(runtime.run(batch[[1, 3, 0]]), together[[1, 3, 0]])
+
+
+def test_the_number_of_tiles_in_a_pass_hardly_matters(checkpoint: Checkpoint) -> None:
+    batch = tiles(4)
+    one, four = (TorchRuntime(checkpoint, device="cpu", batch_tiles=n) for n in (1, 4))
+    np.testing.assert_allclose(
+        np.concatenate([one.run(batch[i : i + 1]) for i in range(4)]), four.run(batch), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_batch_is_left_as_it_was_and_may_be_a_view(checkpoint: Checkpoint) -> None:
+    runtime = TorchRuntime(checkpoint, device="cpu")
+    planes = tiles(1, 100)
+    view = planes[:, :, 10:74, 10:74]
+    before = planes.copy()
+    np.testing.assert_array_equal(runtime.run(view), runtime.run(view.copy()))
+    np.testing.assert_array_equal(planes, before)
+
+
+def test_more_tiles_than_a_pass_takes_are_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="3 tiles in a batch; at most 2"):
+        TorchRuntime(checkpoint, device="cpu", batch_tiles=2).run(tiles(3))
+
+
+def test_on_a_cpu_auto_means_float32_and_one_tile(checkpoint: Checkpoint) -> None:
+    runtime = TorchRuntime(checkpoint, device="cpu")
+    assert (runtime.name, runtime.device, runtime.precision, runtime.batch_tiles) == ("torch", "cpu", "fp32", 1)
+
+
+def test_bfloat16_is_close_and_not_equal(checkpoint: Checkpoint) -> None:
+    batch = tiles(1)
+    exact = TorchRuntime(checkpoint, device="cpu").run(batch)
+    rough = TorchRuntime(checkpoint, device="cpu", precision="bf16").run(batch)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max() < 0.2 * exact.std() + 0.05
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "mps", "meta", "xpu"])
+def test_a_device_of_another_kind_is_refused(name: str) -> None:
+    with pytest.raises(WeightsError, match="allowed are auto, cpu, cuda and cuda:N"):
+        choose_device(name)
+
+
+def test_a_cuda_device_that_is_not_there_is_refused_and_not_replaced() -> None:
+    count = torch.cuda.device_count()
+    with pytest.raises(WeightsError, match=f"this machine has {count} CUDA devices"):
+        choose_device(f"cuda:{count}")
+
+
+def test_auto_takes_a_gpu_where_there_is_one() -> None:
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees_with_the_cpu_and_with_itself(checkpoint: Checkpoint) -> None:
+    batch = tiles(3)
+    on_cpu = TorchRuntime(checkpoint, device="cpu", batch_tiles=3).run(batch)
+    runtime = TorchRuntime(checkpoint, device="cuda", batch_tiles=8)
+    on_gpu = runtime.run(batch)
+    assert np.abs(on_gpu - on_cpu).max() < 0.05 * np.abs(on_cpu).max()
+    for index in range(3):
+        np.testing.assert_array_equal(runtime.run(batch[index : index + 1])[0], on_gpu[index])
+
+
+def test_at_least_one_core_is_available() -> None:
+    assert available_cpus() >= 1

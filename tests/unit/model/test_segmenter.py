@@ -1,0 +1,164 @@
+"""An image of any size in; probability, mask and cells of that size out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint import Architecture, ModelConfig, write_checkpoint
+from model.errors import ImageError, WeightsError
+from model.segmenter import Segmenter, load_segmenter
+
+
+def written(path: Path, state: dict[str, Tensor] | None = None, **config: Any) -> Path:
+    """Weights of a tiny seeded network, or of `state`."""
+    torch.manual_seed(0)
+    architecture = config.pop("architecture", Architecture(width=8, align_corners=False))
+    whole = ModelConfig(architecture=architecture, tile_px=(128,), **config)
+    network = architecture.build()
+    write_checkpoint(path, state or network.state_dict(), whole, {"data": "drawn"})
+    return path
+
+
+def bright_is_cell(architecture: Architecture) -> dict[str, Tensor]:
+    """A network without training that thresholds the picture: the skip connection at the top is all that it uses."""
+    state = {name: torch.zeros_like(value) for name, value in architecture.build().state_dict().items()}
+    for name in state:
+        if name.endswith("running_var"):
+            state[name].fill_(1.0)
+        if name.endswith(("double_conv.1.weight", "double_conv.4.weight")):
+            state[name].fill_(1.0)
+    state["inc.double_conv.0.weight"][0, :, 1, 1] = 1.0
+    state["inc.double_conv.3.weight"][0, 0, 1, 1] = 1.0
+    state["up4.conv.double_conv.0.weight"][0, 0, 1, 1] = 1.0
+    state["up4.conv.double_conv.3.weight"][0, 0, 1, 1] = 1.0
+    state["outc.conv.weight"][0, 0] = 20.0
+    state["outc.conv.bias"][0] = -10.0
+    return state
+
+
+@pytest.fixture(scope="module")
+def thresholder(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    architecture = Architecture(width=2)
+    path = tmp_path_factory.mktemp("weights") / "bright.pth"
+    return load_segmenter(written(path, bright_is_cell(architecture), architecture=architecture), device="cpu")
+
+
+def squares(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    image = np.full((height, width), 10, dtype=np.uint8)
+    for y in range(8, height - 8, 24):
+        for x in range(8, width - 8, 24):
+            image[y : y + 9, x : x + 9] = 200
+    return image
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 100), (128, 128), (300, 140), (131, 400)])
+def test_bright_squares_are_found_whole_and_one_by_one(thresholder: Segmenter, height: int, width: int) -> None:
+    image = squares(height, width)
+    result = thresholder.segment(image)
+    np.testing.assert_array_equal(result.mask(), image == 200)
+    labels = result.labels()
+    n = len(range(8, height - 8, 24)) * len(range(8, width - 8, 24))
+    assert labels.max() == n
+    assert result.probability.shape == (height, width)
+    assert result.probability.dtype == np.float32
+    assert result.probability[image == 200].min() > 0.9
+    assert result.probability[image == 10].max() < 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3), (15, 17), (127, 129)])
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_any_size_comes_back_in_that_size(size: tuple[int, int], n_channels: int, tmp_path: Path) -> None:
+    segmenter = load_segmenter(
+        written(tmp_path / "w.pth", architecture=Architecture(n_channels=n_channels, width=2)), device="cpu"
+    )
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
+    result = segmenter.segment(image)
+    assert result.probability.shape == result.mask().shape == result.labels().shape == size
+    assert np.isfinite(result.probability).all()
+
+
+def test_the_threshold_and_least_area_are_the_checkpoints_unless_said_otherwise(tmp_path: Path) -> None:
+    architecture = Architecture(width=2)
+    state = bright_is_cell(architecture)
+    path = written(tmp_path / "w.pth", state, architecture=architecture, threshold=0.3, min_area_px=20)
+    segmenter = load_segmenter(path, device="cpu")
+    image = np.full((64, 64), 10, dtype=np.uint8)
+    image[5:9, 5:9] = image[20:30, 20:30] = 200  # 16 and 100 px
+    result = segmenter.segment(image)
+    assert (result.threshold, result.min_area_px) == (0.3, 20)
+    assert result.labels().max() == 1
+    assert result.mask().sum() == 100
+    other = segmenter.segment(image, threshold=0.7, min_area_px=0)
+    assert (other.threshold, other.min_area_px) == (0.7, 0)
+    assert other.labels().max() == 2
+    assert segmenter.segment(image, threshold=0.0).mask().all()  # 0 is a threshold, not an absent one
+
+
+@pytest.mark.parametrize("min_area_px", [0, 50])
+def test_the_mask_is_where_the_labels_are(thresholder: Segmenter, min_area_px: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 200)).astype(np.uint8)
+    result = thresholder.segment(image, min_area_px=min_area_px)
+    np.testing.assert_array_equal(result.mask(), result.labels() > 0)
+
+
+def test_tiles_run_by_hand_in_company_give_the_same_bytes(tmp_path: Path) -> None:
+    segmenter = load_segmenter(written(tmp_path / "w.pth"), device="cpu", batch_tiles=3)
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 65535, size).astype(np.uint16) for size in ((130, 200), (50, 60), (300, 128))]
+    alone = [segmenter.segment(image).probability for image in images]
+    assert all(probability.std() > 0 for probability in alone)
+    stitchers = [segmenter.start(image) for image in images]
+    queue = [(stitcher, index) for stitcher in stitchers for index in range(len(stitcher.grid))]
+    while queue:
+        batch, queue = queue[:3], queue[3:]
+        logits = segmenter.runtime.run(np.stack([stitcher.tile(index) for stitcher, index in batch]))
+        for (stitcher, index), part in zip(batch, logits, strict=True):
+            stitcher.add(index, part)
+    for stitcher, expected in zip(stitchers, alone, strict=True):
+        np.testing.assert_array_equal(segmenter.finish(stitcher).probability, expected)
+
+
+def test_tiles_one_by_one_or_four_at_a_time_give_almost_the_same(tmp_path: Path) -> None:
+    path = written(tmp_path / "w.pth")
+    image = np.random.default_rng(0).integers(0, 255, (200, 300)).astype(np.uint8)
+    one, four = (load_segmenter(path, device="cpu", batch_tiles=n).segment(image).probability for n in (1, 4))
+    assert one.std() > 5e-4
+    np.testing.assert_allclose(one, four, atol=4e-5)
+
+
+def test_an_image_that_cannot_be_taken_is_refused(thresholder: Segmenter) -> None:
+    with pytest.raises(ImageError, match="an image of shape"):
+        thresholder.segment(np.zeros((3, 3, 3, 3)))
+
+
+def test_a_segmenter_knows_its_file(tmp_path: Path) -> None:
+    segmenter = load_segmenter(written(tmp_path / "w.pth"), device="cpu")
+    assert segmenter.card == {"data": "drawn"}
+    assert len(segmenter.version) == 64
+
+
+def test_a_healthy_network_warms_up(tmp_path: Path) -> None:
+    for normalisation in ("percentile", "raw", "unit"):
+        load_segmenter(written(tmp_path / "w.pth", normalisation=normalisation), device="cpu").warm_up()
+
+
+def test_a_network_that_says_one_thing_of_every_pixel_does_not_warm_up(tmp_path: Path) -> None:
+    architecture = Architecture(width=2, n_classes=2)
+    state = architecture.build().state_dict()
+    state["outc.conv.weight"].zero_()
+    state["outc.conv.bias"].copy_(torch.tensor([1.0, -1.0]))  # the two maps differ, but no pixel does from another
+    path = written(tmp_path / "w.pth", state, architecture=architecture, outputs=("cell", "border"))
+    with pytest.raises(WeightsError, match="one and the same value"):
+        load_segmenter(path, device="cpu").warm_up()
+
+
+def test_a_network_that_overflows_does_not_warm_up(tmp_path: Path) -> None:
+    architecture = Architecture(width=2)
+    state = architecture.build().state_dict()
+    state["inc.double_conv.0.weight"].fill_(3e38)  # finite, so the file itself is in order
+    with pytest.raises(WeightsError, match="NaN or infinity"):
+        load_segmenter(written(tmp_path / "w.pth", state, architecture=architecture), device="cpu").warm_up()
