@@ -69,8 +69,10 @@ class Batcher:
         self._batch_wait_s = batch_wait_ms / 1000
         self._observe = observe
         self._changed = threading.Condition()
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[_Job] = deque()  # who waits for a turn
+        self._in_pass: list[_Job] = []  # whose tiles the network is working on
         self._closing = False
+        self._dead = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -88,13 +90,13 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether the thread is there to work."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._dead
 
     @property
     def waiting_tiles(self) -> int:
         """Tiles that no pass has begun on."""
         with self._changed:
-            return sum(len(job.stitcher.grid) - job.next_index for job in self._jobs)
+            return sum(len(job.stitcher.grid) - job.next_index for job in (*self._jobs, *self._in_pass))
 
     async def infer(
         self, segmenter: Segmenter, stitcher: Stitcher, reservation: Reservation, *, wait_s: float
@@ -131,7 +133,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise DrainingError("the service is shutting down")
-            if not self.alive:
+            if self._dead:
                 raise NotReadyError("the engine has stopped")
             self._jobs.append(job)
             self._changed.notify()
@@ -139,8 +141,9 @@ class Batcher:
     def _withdraw(self, job: _Job) -> None:
         with self._changed:
             job.withdrawn = True
-            with suppress(ValueError):  # it may be done, or all of it in the pass under way
-                self._jobs.remove(job)
+            for queue in (self._jobs, self._in_pass):
+                if job in queue:
+                    queue.remove(job)
             self._changed.notify()
         job.future.cancel()
 
@@ -148,11 +151,12 @@ class Batcher:
         try:
             while picks := self._next_batch():
                 self._attempt(picks)
+                self._requeue()
             self._fail_all(lambda: DrainingError("the service is shutting down"))
         except BaseException:
             logger.critical("the engine has stopped", exc_info=True)
             with self._changed:
-                self._closing = True
+                self._dead = True
             self._fail_all(lambda: NotReadyError("the engine has stopped"))
 
     def _next_batch(self) -> list[_Pick]:
@@ -185,15 +189,22 @@ class Batcher:
         return picks
 
     def _take(self, picks: list[_Pick]) -> None:
-        """Note the picked tiles as begun, and send their images to the back of the queue."""
+        """Note the picked tiles as begun, and take their images out of the queue."""
         now = time.monotonic()
         for pick in picks:
             pick.job.next_index = pick.index + 1
             pick.job.started_at = pick.job.started_at or now
-        for job in _jobs_of(picks):
+        self._in_pass = _jobs_of(picks)
+        for job in self._in_pass:
             self._jobs.remove(job)
-            if job.next_index < len(job.stitcher.grid):
-                self._jobs.append(job)
+
+    def _requeue(self) -> None:
+        """After a pass, send its images to the back of the queue: behind those that came during the pass."""
+        with self._changed:
+            self._jobs.extend(
+                job for job in self._in_pass if not job.settled and job.next_index < len(job.stitcher.grid)
+            )
+            self._in_pass = []
 
     def _attempt(self, picks: list[_Pick]) -> None:
         """Run a batch; smaller ones where it fails. Each tile's image is told of its fate."""
@@ -260,14 +271,14 @@ class Batcher:
         if job.settled:
             return
         job.settled = True
-        with self._changed, suppress(ValueError):
-            self._jobs.remove(job)
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             job.loop.call_soon_threadsafe(_resolve, job.future, error)
 
     def _fail_all(self, make_error: Callable[[], Exception]) -> None:
         with self._changed:
-            jobs = list(self._jobs)
+            jobs = [*self._jobs, *self._in_pass]
+            self._jobs.clear()
+            self._in_pass = []
         for job in jobs:
             self._settle(job, make_error())
 

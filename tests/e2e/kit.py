@@ -1,0 +1,150 @@
+"""What tests of the service need: tiny weights, drawn images, and a real server process."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint, write_checkpoint
+from model.images import encode_png
+from model.runtime import TorchRuntime
+from model.segmenter import Segmenter
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 90.0  # a deadline, not an expectation: the machine may be busy
+
+
+def draw_cells(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """(height, width) uint8: blurred discs on a noisy ground."""
+    generator = np.random.default_rng(seed)
+    image = np.zeros((height, width), dtype=np.uint8)
+    for _ in range(max(1, height * width // 2000)):
+        centre = int(generator.integers(width)), int(generator.integers(height))
+        cv2.circle(image, centre, int(generator.integers(4, 14)), int(generator.integers(80, 220)), -1)
+    noise = generator.integers(0, 30, image.shape).astype(np.uint8)
+    blurred: npt.NDArray[np.uint8] = np.asarray(cv2.GaussianBlur(image, (0, 0), 1.5), dtype=np.uint8)
+    return blurred + noise
+
+
+def write_weights(path: Path, seed: int = 0, **config: Any) -> str:
+    """A seeded, untrained U-Net whose threshold is the median of its answer, so that masks hold both values."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"architecture": Architecture(width=4), **config}
+    model_config = ModelConfig(**settings)
+    state = model_config.architecture.build().state_dict()
+    checkpoint = Checkpoint(state=state, config=model_config, card={}, version="")
+    segmenter = Segmenter(checkpoint, TorchRuntime(checkpoint, device="cpu"))
+    threshold = float(np.median(segmenter.segment(draw_cells(256, 256)).probability))
+    card = {"data": "drawn", "seed": seed}
+    return write_checkpoint(path, state, model_config.model_copy(update={"threshold": round(threshold, 4)}), card)
+
+
+def load_reference(path: Path, *, batch_tiles: int = 1) -> Segmenter:
+    """The library's own segmenter for the same weights: the second way to the same bytes."""
+    checkpoint = read_checkpoint(path)
+    return Segmenter(checkpoint, TorchRuntime(checkpoint, device="cpu", batch_tiles=batch_tiles))
+
+
+def to_png(image: npt.NDArray[Any]) -> bytes:
+    """PNG bytes of an image."""
+    return encode_png(image)
+
+
+def decode(data: bytes) -> npt.NDArray[Any]:
+    """Pixels of a PNG answer, as stored, by another decoder than the service's."""
+    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None, "not an image"
+    return np.asarray(pixels)
+
+
+def find_free_port() -> int:
+    """A port from the OS that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServerProcess:
+    """`python -m app` on a port from the OS; a context manager that never leaves a process behind."""
+
+    def __init__(self, weights_dir: Path, log: Path, settings: Mapping[str, object] | None = None) -> None:
+        self.port = find_free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MASKWELL_")}
+        given = {f"MASKWELL_{name.upper()}": str(value) for name, value in (settings or {}).items()}
+        self._environment = {
+            **kept,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",  # tiny networks on a busy machine: threads would wait for each other
+            "MASKWELL_DEVICE": "cpu",
+            "MASKWELL_WEIGHTS_DIR": str(weights_dir),
+            "MASKWELL_PORT": str(self.port),
+            **given,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        """The running process."""
+        assert self._process is not None
+        return self._process
+
+    def start(self) -> None:
+        """Start without waiting."""
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "app"]
+            self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
+
+    def wait_until_ready(self) -> None:
+        """Poll /readyz until it says 200."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server left with {self.process.returncode}:\n{self.log.read_text()}")
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not ready within {START_S} s:\n{self.log.read_text()}")
+
+    def wait(self) -> int:
+        """The exit status, once it has left."""
+        return self.process.wait(START_S)
+
+    def __enter__(self) -> "ServerProcess":
+        self.start()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()

@@ -1,0 +1,386 @@
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.admission import Reservation
+from app.batcher import Batcher
+from app.errors import DeadlineExceededError, DrainingError, InferenceError, NotReadyError, OutOfMemoryError
+from model.checkpoint import read_checkpoint
+from model.runtime import TorchRuntime
+from model.segmenter import Segmenter
+from model.types import Batch, Image, Logits
+from tests.e2e.kit import draw_cells, load_reference, write_weights
+
+
+class WatchedRuntime:
+    """The real runtime, with a gate before each pass, a record of each tile's grey level, and room for mischief."""
+
+    name = "watched"
+
+    def __init__(self, path: Path, batch_tiles: int, mischief: Callable[[Batch], None] | None = None) -> None:
+        self._real = TorchRuntime(read_checkpoint(path), device="cpu", batch_tiles=batch_tiles)
+        self.device = self._real.device
+        self.precision = self._real.precision
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Semaphore(0)
+        self.passes: list[list[int]] = []
+        self.mischief = mischief
+
+    @property
+    def batch_tiles(self) -> int:
+        return self._real.batch_tiles
+
+    @batch_tiles.setter
+    def batch_tiles(self, value: int) -> None:
+        self._real.batch_tiles = value
+
+    def run(self, batch: Batch) -> Logits:
+        self.begun.release()
+        self.gate.wait()
+        self.passes.append([round(float(tile.mean())) for tile in batch])
+        if self.mischief:
+            self.mischief(batch)
+        return self._real.run(batch)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey levels as they are, so that a tile's mean tells whose it is."""
+    path = tmp_path_factory.mktemp("batcher") / "raw.pth"
+    write_weights(path, tile_px=(128,), normalisation="raw")
+    return path
+
+
+def make(weights: Path, batch_tiles: int, mischief: Callable[[Batch], None] | None = None) -> Segmenter:
+    return Segmenter(read_checkpoint(weights), WatchedRuntime(weights, batch_tiles, mischief))
+
+
+def watched(segmenter: Segmenter) -> WatchedRuntime:
+    runtime = segmenter.runtime
+    assert isinstance(runtime, WatchedRuntime)
+    return runtime
+
+
+def grey(level: int, height: int = 64, width: int = 64) -> Image:
+    return np.full((height, width), level, dtype=np.uint8)
+
+
+def run(work: Callable[[Batcher], Coroutine[Any, Any, None]], batch_wait_ms: float = 0.0) -> None:
+    async def main() -> None:
+        batcher = Batcher(batch_wait_ms=batch_wait_ms, observe=lambda _: None)
+        batcher.start()
+        try:
+            await work(batcher)
+        finally:
+            await asyncio.to_thread(batcher.close)
+
+    asyncio.run(main())
+
+
+async def infer(batcher: Batcher, segmenter: Segmenter, image: Image, wait_s: float = 600.0) -> bytes:
+    stitcher = segmenter.start(image)
+    await batcher.infer(segmenter, stitcher, Reservation(image.size, image.size), wait_s=wait_s)
+    return segmenter.finish(stitcher).probability.tobytes()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+async def begin_pass(batcher: Batcher, segmenter: Segmenter, image: Image) -> "asyncio.Task[bytes]":
+    """Close the gate and send an image; returns once its first pass waits at the gate."""
+    runtime = watched(segmenter)
+    runtime.gate.clear()
+    task = asyncio.create_task(infer(batcher, segmenter, image))
+    await asyncio.to_thread(runtime.begun.acquire)
+    return task
+
+
+def test_images_get_the_same_bytes_in_company_as_alone(weights: Path) -> None:
+    images = [draw_cells(height, width, seed) for seed, (height, width) in
+              enumerate([(1, 1), (40, 300), (128, 128), (129, 500), (400, 3), (300, 300)])]  # fmt: skip
+    reference = load_reference(weights, batch_tiles=4)
+    alone = [reference.segment(image).probability.tobytes() for image in images]
+    segmenter = make(weights, batch_tiles=4)
+
+    async def work(batcher: Batcher) -> None:
+        together = await asyncio.gather(*(infer(batcher, segmenter, image) for image in images * 3))
+        assert together == alone * 3
+
+    run(work, batch_wait_ms=5)
+    assert max(len(tiles) for tiles in watched(segmenter).passes) == 4
+
+
+def test_a_small_image_waits_for_one_batch_of_a_large_one(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=4)
+
+    async def work(batcher: Batcher) -> None:
+        large = await begin_pass(batcher, segmenter, grey(200, 400, 400))
+        small = asyncio.create_task(infer(batcher, segmenter, grey(50)))
+        await until(lambda: batcher.waiting_tiles == 6 * 6 + 1 - 4)
+        watched(segmenter).gate.set()
+        await asyncio.gather(large, small)
+
+    run(work)
+    assert 50 in watched(segmenter).passes[1]
+
+
+def test_images_take_turns(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        first = await begin_pass(batcher, segmenter, grey(10, 128, 256))
+        others = [asyncio.create_task(infer(batcher, segmenter, grey(level, 128, 256))) for level in (20, 30)]
+        await until(lambda: batcher.waiting_tiles == 2 + 3 + 3)
+        watched(segmenter).gate.set()
+        await asyncio.gather(first, *others)
+
+    run(work)
+    assert watched(segmenter).passes == [[10], [20], [30]] * 3
+
+
+def test_a_batch_that_is_not_full_waits_for_company(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=2)
+
+    async def work(batcher: Batcher) -> None:
+        first = asyncio.create_task(infer(batcher, segmenter, grey(10)))
+        await until(lambda: batcher.waiting_tiles == 1)
+        await asyncio.gather(first, infer(batcher, segmenter, grey(20)))
+
+    run(work, batch_wait_ms=600_000)
+    assert watched(segmenter).passes == [[10, 20]]
+
+
+def test_a_full_batch_waits_for_nothing(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        await infer(batcher, segmenter, grey(10))
+
+    run(work, batch_wait_ms=600_000)
+
+
+def test_a_lonely_tile_goes_when_its_wait_is_over(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=8)
+
+    async def work(batcher: Batcher) -> None:
+        await infer(batcher, segmenter, grey(10))
+
+    run(work, batch_wait_ms=20)
+    assert watched(segmenter).passes == [[10]]
+
+
+def test_tiles_of_different_models_share_no_batch(weights: Path) -> None:
+    one, two = make(weights, batch_tiles=4), make(weights, batch_tiles=4)
+
+    async def work(batcher: Batcher) -> None:
+        first = await begin_pass(batcher, one, grey(1))
+        others = [asyncio.create_task(infer(batcher, model, grey(level))) for model, level in
+                  [(one, 10), (two, 20), (one, 30), (two, 40)]]  # fmt: skip
+        await until(lambda: batcher.waiting_tiles == 4)
+        watched(one).gate.set()
+        await asyncio.gather(first, *others)
+
+    run(work)
+    assert (watched(one).passes, watched(two).passes) == ([[1], [10, 30]], [[20, 40]])
+
+
+def test_an_image_that_breaks_the_pass_fails_alone(weights: Path) -> None:
+    def hate_13(batch: Batch) -> None:
+        if any(round(float(tile.mean())) == 13 for tile in batch):
+            raise ArithmeticError("13")
+
+    segmenter = make(weights, batch_tiles=4, mischief=hate_13)
+    expected = load_reference(weights, batch_tiles=4).segment(grey(20)).probability.tobytes()
+
+    async def work(batcher: Batcher) -> None:
+        first = await begin_pass(batcher, segmenter, grey(1))
+        tasks = [asyncio.create_task(infer(batcher, segmenter, grey(level))) for level in (20, 13, 20, 20)]
+        await until(lambda: batcher.waiting_tiles == 4)
+        watched(segmenter).gate.set()
+        await first
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers[1], ArithmeticError)
+        assert [answers[0], answers[2], answers[3]] == [expected] * 3
+
+    run(work)
+
+
+def test_an_image_for_which_the_network_says_nan_fails_alone(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=2)
+    poisoned = grey(13).astype(np.float32)
+    real = watched(segmenter)._real
+    honest = real.run
+
+    def answer_nan_for_13(batch: Batch) -> Logits:
+        logits = honest(batch)
+        logits[[round(float(tile.mean())) == 13 for tile in batch]] = np.nan
+        return logits
+
+    real.run = answer_nan_for_13  # type: ignore[method-assign]  # the misbehaving network
+
+    async def work(batcher: Batcher) -> None:
+        answers = await asyncio.gather(
+            infer(batcher, segmenter, poisoned), infer(batcher, segmenter, grey(20)), return_exceptions=True
+        )
+        assert isinstance(answers[0], InferenceError)
+        assert isinstance(answers[1], bytes)
+
+    run(work, batch_wait_ms=600_000)
+
+
+def test_out_of_memory_halves_the_batch_and_everyone_is_answered(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=8)
+
+    def fit_two(_: Batch) -> None:
+        if segmenter.runtime.batch_tiles > 2:
+            raise MemoryError
+
+    watched(segmenter).mischief = fit_two
+    expected = load_reference(weights, batch_tiles=2).segment(draw_cells(300, 300)).probability.tobytes()
+
+    async def work(batcher: Batcher) -> None:
+        answers = await asyncio.gather(*(infer(batcher, segmenter, draw_cells(300, 300)) for _ in range(3)))
+        assert answers == [expected] * 3
+
+    run(work, batch_wait_ms=5)
+    assert segmenter.runtime.batch_tiles == 2
+
+
+def test_no_memory_for_one_tile_is_said_to_each(weights: Path) -> None:
+    def fit_nothing(_: Batch) -> None:
+        raise MemoryError
+
+    segmenter = make(weights, batch_tiles=4, mischief=fit_nothing)
+
+    async def work(batcher: Batcher) -> None:
+        answers = await asyncio.gather(
+            *(infer(batcher, segmenter, grey(level)) for level in (1, 2, 3)), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [OutOfMemoryError] * 3
+        assert batcher.alive
+
+    run(work, batch_wait_ms=5)
+
+
+def test_an_image_that_is_withdrawn_leaves_the_queue(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        first = await begin_pass(batcher, segmenter, grey(10))
+        left = asyncio.create_task(infer(batcher, segmenter, grey(20, 400, 400)))
+        stays = asyncio.create_task(infer(batcher, segmenter, grey(30)))
+        await until(lambda: batcher.waiting_tiles == 6 * 6 + 1)
+        left.cancel()
+        await until(lambda: batcher.waiting_tiles == 1)
+        watched(segmenter).gate.set()
+        await asyncio.gather(first, stays)
+
+    run(work)
+    assert watched(segmenter).passes == [[10], [30]]
+
+
+def test_an_image_withdrawn_in_the_middle_takes_no_further_pass(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        leaves = await begin_pass(batcher, segmenter, grey(10, 400, 400))
+        leaves.cancel()
+        await until(lambda: batcher.waiting_tiles == 0)
+        watched(segmenter).gate.set()
+        await infer(batcher, segmenter, grey(20))
+
+    run(work)
+    assert watched(segmenter).passes == [[10], [20]]
+
+
+def test_an_image_that_waits_too_long_is_refused_and_takes_no_pass(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        first = await begin_pass(batcher, segmenter, grey(10))
+        with pytest.raises(DeadlineExceededError, match="waited"):
+            await infer(batcher, segmenter, grey(20), wait_s=0.01)
+        watched(segmenter).gate.set()
+        await first
+
+    run(work)
+    assert watched(segmenter).passes == [[10]]
+
+
+def test_an_image_under_way_has_no_deadline(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        watched(segmenter).gate.clear()
+        task = asyncio.create_task(infer(batcher, segmenter, grey(10), wait_s=0.2))
+        await asyncio.to_thread(watched(segmenter).begun.acquire)
+        await asyncio.sleep(0.4)
+        watched(segmenter).gate.set()
+        assert len(await task) == 64 * 64 * 4
+
+    run(work)
+
+
+def test_when_the_engine_dies_everyone_is_told_and_nobody_else_let_in(
+    weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die(_: Batch) -> None:
+        raise SystemExit("killed")
+
+    segmenter = make(weights, batch_tiles=1, mischief=die)
+
+    async def work(batcher: Batcher) -> None:
+        answers = await asyncio.gather(
+            *(infer(batcher, segmenter, grey(level, 300, 300)) for level in (1, 2, 3)), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [NotReadyError] * 3
+        assert not batcher.alive
+        with pytest.raises(NotReadyError):
+            await infer(batcher, segmenter, grey(4))
+
+    run(work)
+    assert "the engine has stopped" in caplog.text
+
+
+def test_closing_answers_those_who_wait(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        large = await begin_pass(batcher, segmenter, grey(10, 400, 400))
+        waiting = asyncio.create_task(infer(batcher, segmenter, grey(20)))
+        await until(lambda: batcher.waiting_tiles == 6 * 6)
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+        await asyncio.sleep(0.01)
+        watched(segmenter).gate.set()
+        await closing
+        answers = await asyncio.gather(large, waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [DrainingError, DrainingError]
+        with pytest.raises(DrainingError):
+            await infer(batcher, segmenter, grey(30))
+
+    run(work)
+
+
+def test_progress_is_told_as_the_network_computes(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+    seen: list[int] = []
+
+    async def main() -> None:
+        batcher = Batcher(batch_wait_ms=0, observe=seen.append)
+        batcher.start()
+        image = grey(10, 128, 256)
+        stitcher = segmenter.start(image)
+        reservation = Reservation(image.size, stitcher.grid.pixels)
+        await batcher.infer(segmenter, stitcher, reservation, wait_s=600)
+        await asyncio.to_thread(batcher.close)
+        assert reservation.done_px == reservation.work_px == sum(seen) == 3 * 128 * 128
+
+    asyncio.run(main())
