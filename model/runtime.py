@@ -39,7 +39,7 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """PyTorch, eager, channels_last; float16 or bfloat16 by autocast on a GPU."""
+    """PyTorch, eager, channels_last; float16 or bfloat16 by autocast on a GPU. On a CPU it is the reference."""
 
     name = "torch"
 
@@ -78,6 +78,33 @@ class TorchRuntime:
                 raise MemoryError(f"no room for {self.batch_tiles} tiles on {self.device}") from error
             raise
         return result
+
+
+def make_runtime(
+    checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
+) -> Runtime:
+    """The engine that suits a device: PyTorch on a GPU, OpenVINO on a CPU (decisions/0008).
+
+    Args:
+        checkpoint: whose weights to run.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` (fp16 on a GPU, fp32 on a CPU), `fp32`, `fp16` (GPU alone) or `bf16`.
+        batch_tiles: tiles in a pass; 0 takes what suits the device.
+
+    Raises:
+        WeightsError: the device is not there, or cannot do that precision.
+    """
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        return TorchRuntime(checkpoint, device=str(chosen), precision=precision, batch_tiles=batch_tiles)
+    from model.openvino_runtime import OpenVinoRuntime  # here, so that a GPU host does not load it
+
+    return OpenVinoRuntime(
+        checkpoint,
+        precision="fp32" if precision == "auto" else precision,
+        threads=available_cpus(),
+        batch_tiles=batch_tiles or 1,
+    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
 from model.postprocess import Maps, label_cells, threshold_mask, to_maps
 from model.preprocess import preprocess
-from model.runtime import Precision, Runtime, TorchRuntime
+from model.runtime import Precision, Runtime, make_runtime
 from model.tiling import Stitcher, plan_tiles
 from model.types import Image, Labels, Mask, Probability
 
@@ -133,11 +133,11 @@ def load_segmenter(
     Args:
         path: a Maskwell checkpoint, or a bare state dict of a known U-Net.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` (float16 on a GPU, else float32), `fp32`, `fp16` or `bf16`.
+        precision: `auto` (float16 on a GPU, else float32), `fp32`, `fp16` (GPU alone) or `bf16`.
         batch_tiles: tiles in a pass; 0 takes what suits the device.
 
     Raises:
         WeightsError: the file cannot be used, or the device is not there.
     """
     checkpoint = read_checkpoint(path)
-    return Segmenter(checkpoint, TorchRuntime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles))
+    return Segmenter(checkpoint, make_runtime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles))

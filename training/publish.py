@@ -8,7 +8,7 @@ from typing import Any
 
 from model.checkpoint import read_checkpoint, write_atomically
 from model.errors import WeightsError
-from model.runtime import TorchRuntime
+from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from training.data import Pair
 from training.dataset import PairCache
@@ -72,7 +72,7 @@ def publish(
         RunError: another process publishes to the same file.
     """
     checkpoint = read_checkpoint(candidate)
-    segmenter = Segmenter(checkpoint, TorchRuntime(checkpoint, device=device))
+    segmenter = Segmenter(checkpoint, make_runtime(checkpoint, device=device))
     segmenter.warm_up()
     unseen = _unseen(pairs, checkpoint.card)
     if not unseen:
@@ -90,7 +90,7 @@ def publish(
             try:
                 current = read_checkpoint(to)
                 old = evaluate(
-                    Segmenter(current, TorchRuntime(current, device=device)), cache, cells=False, quiet=quiet
+                    Segmenter(current, make_runtime(current, device=device)), cache, cells=False, quiet=quiet
                 ).dice
             except WeightsError:
                 pass  # what cannot be read cannot serve either, so anything is better

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import training
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, write_atomically, write_checkpoint
-from model.runtime import TorchRuntime
+from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from training.config import Recipe
 from training.data import Pair
@@ -265,9 +265,8 @@ class _Run:
         if self._validation is not None:
             state = {name: value.detach().cpu().clone() for name, value in (self._ema or self._state()).items()}
             checkpoint = Checkpoint(state, self.config, {}, "")
-            segmenter = Segmenter(
-                checkpoint, TorchRuntime(checkpoint, device=str(self.fabric.device), precision="fp32")
-            )
+            runtime = make_runtime(checkpoint, device=str(self.fabric.device), precision="fp32")
+            segmenter = Segmenter(checkpoint, runtime)
             scores = evaluate(segmenter, self._validation, tune=True, quiet=self.quiet)
             record |= {"val_dice": scores.dice, "val_iou": scores.iou, "threshold": scores.threshold}
             record |= {f"val_ap{key}": value for key, value in scores.ap.items() if key in ("0.5", "0.7", "0.9")}
