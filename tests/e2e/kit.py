@@ -2,9 +2,11 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +68,19 @@ def decode(data: bytes) -> npt.NDArray[Any]:
     pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     assert pixels is not None, "not an image"
     return np.asarray(pixels)
+
+
+def promise_png(width: int, height: int) -> bytes:
+    """A grey PNG that says it has so many pixels and holds next to none."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(10))),
+        (b"IEND", b""),
+    )
+    packed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def find_free_port() -> int:

@@ -6,7 +6,6 @@ import socket
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 
 import httpx
@@ -15,16 +14,10 @@ import pytest
 import tifffile
 from PIL import Image as PillowImage
 
-from tests.e2e.kit import ServerProcess, draw_cells, to_png
+from tests.e2e.kit import ServerProcess, draw_cells, promise_png, to_png
 
 TIMEOUT = httpx.Timeout(60)
 GOOD = to_png(draw_cells(60, 80))
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that is nothing but a promise."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
 def pictures() -> dict[str, bytes]:
@@ -59,8 +52,8 @@ FILES = {
     "nothing": (b"", 415, "undecodable_image", "0 bytes"),
     "a gif": (b"GIF89a" + bytes(50), 415, "undecodable_image", "GIF89a"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "undecodable_image", "svg"),
-    "too many pixels": (png_header(9000, 9000), 413, "image_too_large", "9000 x 9000 px"),
-    "a bomb": (png_header(2**31 - 1, 2**31 - 1), 413, "image_too_large", "at most 16,777,216"),
+    "too many pixels": (promise_png(9000, 9000), 413, "image_too_large", "9000 x 9000 px"),
+    "a bomb": (promise_png(2**31 - 1, 2**31 - 1), 413, "image_too_large", "at most 16,777,216"),
     "complex numbers": (complex_tiff(), 422, "unsupported_image", "complex"),
 }
 

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 
 from model.images import decode_image, encode_labels, encode_mask, encode_probability
 from model.segmenter import Segmenter
-from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, to_png
+from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, promise_png, to_png
 
 TIMEOUT = httpx.Timeout(120)
 
@@ -89,9 +89,7 @@ def test_each_output_is_the_library_s(server: ServerProcess, reference: Segmente
     assert {answer.headers["x-threshold"] for answer in answers.values()} == {"0.4"}
 
 
-def test_results_say_what_made_them_in_headers_and_in_the_image(
-    server: ServerProcess, reference: Segmenter
-) -> None:
+def test_results_say_what_made_them_in_headers_and_in_the_image(server: ServerProcess, reference: Segmenter) -> None:
     answer = post(server, to_png(GREY))
     expected = {
         "X-Model": "best_model",
@@ -150,7 +148,7 @@ def test_a_batch_gives_a_zip_with_a_result_for_each_good_file(server: ServerProc
         ("files", ("Zellen äöü 細胞.png", to_png(COLOUR))),
         ("files", ("C:\\data\\CELLS.bmp", good)),
         ("files", ("empty.png", b"")),
-        ("files", ("huge.png", to_png(np.zeros((1, 1), np.uint8)).replace(b"\0\0\0\1\0\0\0\1", b"\0\1\0\0\0\1\0\0"))),
+        ("files", ("huge.png", promise_png(65536, 65536))),
     ]
     answer = httpx.post(f"{server.url}/segment/batch", files=uploads, params={"output": "labels"}, timeout=TIMEOUT)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")

@@ -1,0 +1,256 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, to_png, write_weights
+
+TIMEOUT = httpx.Timeout(120)
+KEY = "a-key-of-some-length"
+
+
+def segment(server: ServerProcess, image: bytes) -> httpx.Response:
+    return httpx.post(f"{server.url}/segment", files={"file": ("x.png", image)}, timeout=TIMEOUT)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+class HalfSent:
+    """A request whose upload stops in the middle until it is told to go on."""
+
+    def __init__(self, server: ServerProcess, image: bytes) -> None:
+        request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", image)})
+        body = request.read()
+        head = (
+            f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: {request.headers['content-type']}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        self._rest = body[len(body) // 2 :]
+        self._connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        self._connection.sendall(head + body[: len(body) // 2])
+
+    def go_on(self) -> None:
+        self._connection.sendall(self._rest)
+
+    def read_status(self) -> int:
+        with self._connection:
+            reply = b""
+            while part := self._connection.recv(65536):
+                reply += part
+        return int(reply.split()[1])
+
+
+def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
+    shared_weights: Path, tmp_path: Path
+) -> None:
+    with ServerProcess(shared_weights, tmp_path / "log", {"drain_grace_s": 3}) as server:
+        small, large = to_png(draw_cells(200, 300)), to_png(draw_cells(3000, 3000))
+        leaving = threading.Event()
+
+        def keep_asking(_: int) -> list[int]:
+            statuses = []
+            with httpx.Client(timeout=TIMEOUT) as client:  # keeps its connection
+                while not leaving.is_set():
+                    answer = client.post(f"{server.url}/segment", files={"file": ("x.png", small)})
+                    statuses.append(answer.status_code)
+            return statuses
+
+        with ThreadPoolExecutor(10) as pool:
+            clients = [pool.submit(keep_asking, number) for number in range(6)]
+            in_flight = pool.submit(segment, server, large)
+            slow = HalfSent(server, small)
+            wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["pixels"] > 9_000_000)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=TIMEOUT).status_code == 503)
+            probe = httpx.get(f"{server.url}/readyz", timeout=TIMEOUT)
+            live = httpx.get(f"{server.url}/livez", timeout=TIMEOUT)
+            served_meanwhile = segment(server, small)
+            leaving.set()
+            slow.go_on()
+            assert (probe.status_code, probe.json()["code"]) == (503, "draining")
+            assert live.status_code == 200
+            assert (served_meanwhile.status_code, served_meanwhile.headers["connection"]) == (200, "close")
+            assert slow.read_status() == 200
+            assert in_flight.result().status_code == 200
+            answers = [status for client in clients for status in client.result()]
+        assert answers and set(answers) == {200}
+        assert server.wait() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_what_cannot_be_finished_before_the_drain_deadline_gets_503(shared_weights: Path, tmp_path: Path) -> None:
+    settings = {"drain_grace_s": 0, "drain_deadline_s": 0.2}
+    with ServerProcess(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
+        in_flight = pool.submit(segment, server, to_png(draw_cells(8000, 8000)))
+        stuck = HalfSent(server, to_png(draw_cells(500, 500)))
+        wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["requests"] == 1)
+        server.process.send_signal(signal.SIGTERM)
+        answer = in_flight.result()
+        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+        assert stuck.read_status() == 503
+        assert server.wait() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_sigint_ends_an_idle_server_with_status_0(shared_weights: Path, tmp_path: Path) -> None:
+    with ServerProcess(shared_weights, tmp_path / "log") as server:
+        with httpx.Client() as client:  # an open connection that is idle does not hold it up
+            client.get(f"{server.url}/livez")
+            server.process.send_signal(signal.SIGINT)
+            assert server.wait() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def run_app(**settings: object) -> "subprocess.CompletedProcess[str]":
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MASKWELL_")}
+    given = {f"MASKWELL_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = {**kept, "PYTHONPATH": str(ROOT), **given}
+    command = [sys.executable, "-m", "app"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot read weights"),
+        (b"", "no readable file of weights"),
+        (b"PK\x03\x04 half a zip", "no readable file of weights"),
+    ],
+)
+def test_weights_that_cannot_be_used_end_start_up_with_one_line(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / "best_model.pth").write_bytes(content)
+    ended = run_app(weights_dir=tmp_path)
+    lines = ended.stderr.strip().splitlines()
+    assert ended.returncode not in (0, None)
+    assert len(lines) == 1, ended.stderr
+    assert reason in lines[0]
+
+
+def test_wrong_settings_end_start_up_with_one_line(tmp_path: Path) -> None:
+    ended = run_app(port="many", admin_key="short", weights_dir=tmp_path)
+    assert ended.returncode == 2
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert "MASKWELL_PORT" in ended.stderr
+    assert "MASKWELL_ADMIN_KEY" in ended.stderr
+    assert "short" not in ended.stderr
+
+
+def test_a_full_queue_says_when_to_come_back(shared_weights: Path, tmp_path: Path) -> None:
+    settings = {"max_queue_requests": 1}
+    with ServerProcess(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
+        small = to_png(draw_cells(20, 20))
+        for path, field in (("/segment", "file"), ("/segment/batch", "files")):
+            in_flight = pool.submit(segment, server, to_png(draw_cells(3000, 3000)))
+            wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["requests"] == 1)
+            refused = httpx.post(server.url + path, files={field: ("x.png", small)}, timeout=TIMEOUT)
+            assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+            assert 1 <= int(refused.headers["retry-after"]) <= 3600
+            assert in_flight.result().status_code == 200
+        assert segment(server, small).status_code == 200
+
+
+def test_swapping_weights_under_load_mixes_nothing_up(tmp_path: Path) -> None:
+    served = tmp_path / "weights"
+    sources = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    images = [draw_cells(200, 300, seed) for seed in range(3)]
+    expected: dict[str, list[bytes]] = {}
+    for seed, source in enumerate(sources):
+        write_weights(source, seed=seed)
+        reference = load_reference(source)
+        expected[reference.version] = [reference.segment(image).mask().tobytes() for image in images]
+    assert len({masks[0] for masks in expected.values()}) == 2
+    served.mkdir()
+    target = served / "best_model.pth"
+    shutil.copy(sources[0], target)
+    stop = threading.Event()
+    with ServerProcess(served, tmp_path / "log", {"reload_poll_s": 0.1, "admin_key": KEY}) as server:
+
+        def keep_asking(number: int) -> list[str]:
+            versions, index = [], number % 3
+            with httpx.Client(timeout=TIMEOUT) as client:
+                while not stop.is_set():
+                    answer = client.post(f"{server.url}/segment", files={"file": ("x.png", to_png(images[index]))})
+                    assert answer.status_code == 200, answer.text
+                    versions.append(answer.headers["x-model-version"])
+                    assert (decode(answer.content) > 0).tobytes() == expected[versions[-1]][index]
+            return versions
+
+        def serving() -> str:
+            return str(httpx.get(f"{server.url}/models/best_model", timeout=TIMEOUT).json()["version"])
+
+        def replace_by(source: Path) -> None:
+            part = served / ".part"
+            shutil.copy(source, part)
+            part.replace(target)
+
+        with ThreadPoolExecutor(6) as pool:
+            clients = [pool.submit(keep_asking, number) for number in range(6)]
+            try:
+                for swap in range(1, 9):
+                    source = sources[swap % 2]
+                    replace_by(source)
+                    if swap % 2:  # by the watcher, or at once by the route
+                        wait_for(lambda version=load_reference(source).version: serving() == version)  # type: ignore[misc]  # bound as a default
+                    else:
+                        url, headers = f"{server.url}/models/best_model/reload", {"Authorization": f"Bearer {KEY}"}
+                        answer = httpx.post(url, headers=headers, timeout=TIMEOUT)
+                        assert (answer.status_code, answer.json()["version"]) == (200, load_reference(source).version)
+                before = serving()
+                (served / "other.pth").write_bytes(b"junk")
+                target.write_bytes(sources[1].read_bytes()[:5000])  # in place, cut short
+                wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["refused_weights"].keys()
+                         == {"best_model", "other"})  # fmt: skip
+                health = httpx.get(f"{server.url}/health", timeout=TIMEOUT)
+                assert (health.status_code, health.json()["last_reload"]["ok"]) == (200, False)
+                assert "no readable file of weights" in health.json()["last_reload"]["error"]
+                assert serving() == before
+            finally:
+                stop.set()
+            seen = {version for client in clients for version in client.result()}
+        assert seen == set(expected)
+
+
+def test_the_reload_route_wants_the_admin_key(tmp_path: Path) -> None:
+    write_weights(tmp_path / "best_model.pth")
+    with ServerProcess(tmp_path, tmp_path / "log", {"reload_poll_s": 0, "admin_key": KEY}) as server:
+
+        def reload(name: str = "best_model", **headers: str) -> httpx.Response:
+            return httpx.post(f"{server.url}/models/{name}/reload", headers=headers, timeout=TIMEOUT)
+
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}):
+            answer = reload(**headers)
+            assert (answer.status_code, answer.json()["code"]) == (401, "key_required")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        key = {"Authorization": f"Bearer {KEY}"}
+        assert reload(**key).status_code == 200
+        assert reload("nuclei", **key).json()["code"] == "unknown_model"
+        assert reload("..%2Fsecret", **key).status_code == 404
+        version = write_weights(tmp_path / "nuclei.pth", seed=5)
+        assert reload("nuclei", **key).json() == {"name": "nuclei", "version": version, "default": False}
+        (tmp_path / "nuclei.pth").write_bytes(b"junk")
+        refused = reload("nuclei", **key)
+        assert (refused.status_code, refused.json()["code"]) == (409, "weights_refused")
+        assert str(tmp_path) not in refused.text
+        (tmp_path / "best_model.pth").unlink()
+        assert reload(**key).json()["code"] == "weights_refused"
+        answer = segment(server, to_png(draw_cells(30, 30)))
+        assert (answer.status_code, set(np.unique(decode(answer.content))) <= {0, 255}) == (200, True)
