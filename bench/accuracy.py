@@ -2,8 +2,8 @@
 
     python bench/accuracy.py DATA [--url http://127.0.0.1:8000] [--model best_model]
 
-DATA has image/ and instances/ or label/. Prints the mean Dice of the masks beside the one that the card states, and the AP
-of the labels.
+DATA has image/ and instances/ or label/. Prints the mean Dice of the masks beside the one that the card states, and
+the AP of the labels.
 """
 
 import argparse
