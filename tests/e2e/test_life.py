@@ -97,7 +97,7 @@ def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
 def test_what_cannot_be_finished_before_the_drain_deadline_gets_503(shared_weights: Path, tmp_path: Path) -> None:
     settings = {"drain_grace_s": 0, "drain_deadline_s": 0.2}
     with ServerProcess(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
-        in_flight = pool.submit(segment, server, to_png(draw_cells(8000, 8000)))
+        in_flight = pool.submit(segment, server, to_png(draw_cells(3000, 3000)))
         stuck = HalfSent(server, to_png(draw_cells(500, 500)))
         wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["requests"] == 1)
         server.process.send_signal(signal.SIGTERM)
@@ -129,7 +129,6 @@ def run_app(**settings: object) -> "subprocess.CompletedProcess[str]":
     ("content", "reason"),
     [
         (None, "cannot read weights"),
-        (b"", "no readable file of weights"),
         (b"PK\x03\x04 half a zip", "no readable file of weights"),
     ],
 )
@@ -159,7 +158,7 @@ def test_a_full_queue_says_when_to_come_back(shared_weights: Path, tmp_path: Pat
     with ServerProcess(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
         small = to_png(draw_cells(20, 20))
         for path, field in (("/segment", "file"), ("/segment/batch", "files")):
-            in_flight = pool.submit(segment, server, to_png(draw_cells(3000, 3000)))
+            in_flight = pool.submit(segment, server, to_png(draw_cells(2000, 2000)))
             wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["requests"] == 1)
             refused = httpx.post(server.url + path, files={field: ("x.png", small)}, timeout=TIMEOUT)
             assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")

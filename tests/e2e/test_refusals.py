@@ -227,7 +227,7 @@ def test_clients_that_vanish_leave_nothing_behind(server: ServerProcess) -> None
 
 
 def test_probes_answer_while_a_large_image_is_under_way(server: ServerProcess) -> None:
-    data = to_png(draw_cells(3000, 3000))
+    data = to_png(draw_cells(1500, 1500))
     done = threading.Event()
 
     def segment() -> None:

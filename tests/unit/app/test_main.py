@@ -1,0 +1,175 @@
+"""The app in this process, its lifespan included, for what a live server cannot be made to do at will."""
+
+import logging
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+import app
+from app.main import create_app
+from app.service import Service
+from app.settings import Settings
+from model.images import inspect_image
+from tests.e2e.kit import ROOT, draw_cells, promise_png, to_png
+
+IMAGE = to_png(draw_cells(60, 80))
+
+
+def build(weights: Path, **settings: Any) -> FastAPI:
+    values = {"weights_dir": weights, "device": "cpu", "reload_poll_s": 0, **settings}
+    return create_app(Settings(**values))
+
+
+@pytest.fixture
+def client(tiny_weights: Path) -> Iterator[TestClient]:
+    with TestClient(build(tiny_weights)) as client:
+        yield client
+
+
+def service_of(client: TestClient) -> Service:
+    application = client.app
+    assert isinstance(application, FastAPI)
+    service = application.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def post(client: TestClient, image: bytes = IMAGE, **query: Any) -> Any:
+    return client.post("/segment", files={"file": ("x.png", image)}, params=query)
+
+
+def test_building_the_app_loads_nothing(tmp_path: Path) -> None:
+    build(tmp_path / "nowhere")
+
+
+def test_two_apps_with_different_settings_live_in_one_process(tiny_weights: Path) -> None:
+    with TestClient(build(tiny_weights, max_pixels=100)) as small, TestClient(build(tiny_weights)) as large:
+        assert (post(small).status_code, post(large).status_code) == (413, 200)
+
+
+def test_before_it_is_ready_it_says_so(tiny_weights: Path) -> None:
+    client = TestClient(build(tiny_weights))  # without the lifespan
+    assert client.get("/livez").status_code == 200
+    assert (client.get("/readyz").status_code, client.get("/readyz").json()["code"]) == (503, "not_ready")
+    assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (503, "starting")
+
+
+def test_an_unforeseen_error_is_logged_and_not_shown(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret of the house")
+
+    monkeypatch.setattr("app.service.decode_image", fail)
+    answer = client.post("/segment", files={"file": ("x.png", IMAGE)}, headers={"X-Request-ID": "r-1"})
+    assert (answer.status_code, answer.json()["code"], answer.headers["x-request-id"]) == (500, "internal_error", "r-1")
+    assert "secret" not in answer.text
+    assert "a secret of the house" in caplog.text
+    assert "r-1" in caplog.text
+    assert service_of(client).admission.requests == 0
+
+
+def test_an_unforeseen_error_on_one_file_of_a_batch_spares_the_others(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import app.service as module
+
+    honest = module.decode_image
+
+    def fail_for_wide(data: bytes, **options: Any) -> Any:
+        if inspect_image(data).width == 81:
+            raise RuntimeError("a secret of the house")
+        return honest(data, **options)
+
+    monkeypatch.setattr("app.service.decode_image", fail_for_wide)
+    files = [("files", ("a.png", IMAGE)), ("files", ("b.png", to_png(draw_cells(60, 81))))]
+    answer = client.post("/segment/batch", files=files)
+    assert answer.status_code == 200
+    assert b"a_mask.png" in answer.content
+    assert b"internal_error" in answer.content
+    assert b"secret" not in answer.content
+
+
+def test_a_dead_engine_turns_every_probe_red(client: TestClient) -> None:
+    service_of(client).batcher.close()
+    assert (client.get("/livez").status_code, client.get("/readyz").status_code) == (503, 503)
+    assert client.get("/health").json()["status"] == "failed"
+    assert post(client).status_code == 503
+
+
+def test_draining_is_said_on_readyz_while_requests_are_served(client: TestClient) -> None:
+    service_of(client).lifecycle.drain()
+    assert (client.get("/readyz").status_code, client.get("/readyz").json()["code"]) == (503, "draining")
+    assert client.get("/livez").status_code == 200
+    assert client.get("/health").json()["status"] == "draining"
+    answer = post(client)
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+    service_of(client).lifecycle.close()
+    refused = post(client)
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_an_image_that_waits_past_the_deadline_gets_504(tiny_weights: Path) -> None:
+    # a batch that never fills up keeps the image waiting
+    settings = {"deadline_s": 0.05, "batch_tiles": 64, "batch_wait_ms": 10_000}
+    with TestClient(build(tiny_weights, **settings)) as client:
+        answer = post(client)
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+        assert service_of(client).admission.requests == 0
+        assert service_of(client).batcher.waiting_tiles == 0
+
+
+def test_any_image_within_max_pixels_is_let_into_an_empty_queue(tiny_weights: Path) -> None:
+    with TestClient(build(tiny_weights, max_queue_pixels=10, max_pixels=5000)) as client:
+        assert post(client).status_code == 200
+        answer = post(client, promise_png(100, 51))
+        assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
+        assert "100 x 51 px = 5,100 pixels; at most 5,000" in answer.json()["detail"]
+
+
+def test_the_pixels_of_a_batch_are_bounded_together(tiny_weights: Path) -> None:
+    with TestClient(build(tiny_weights, max_queue_pixels=10_000, max_pixels=5000)) as client:
+        files = [("files", (f"{index}.png", IMAGE)) for index in range(3)]
+        answer = client.post("/segment/batch", files=files)
+        assert answer.status_code == 200
+        assert b"0_mask.png" in answer.content
+        assert b"1_mask.png" in answer.content
+        assert b"2_mask.png" not in answer.content
+        assert b"upload_too_large" in answer.content
+
+
+def test_the_log_has_a_line_for_each_request_and_no_line_break_from_outside(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="app.request"):
+        client.get("/no%0Awhere", headers={"X-Request-ID": "r-2"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "app.request"]
+    assert len(lines) == 1
+    assert lines[0].startswith("GET /no%0Awhere 404 ")
+    assert lines[0].endswith("[r-2]")
+
+
+def test_every_operation_documents_its_problems(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert "Problem" in document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["summary"], (method, path)
+            for status, answer in operation["responses"].items():
+                assert answer["description"], (method, path, status)
+    answers = document["paths"]["/segment"]["post"]["responses"]
+    assert set(answers) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
+    examples = answers["413"]["content"]["application/problem+json"]["examples"]
+    assert set(examples) == {"upload_too_large", "image_too_large"}
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_the_version_is_the_package_s() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == app.__version__

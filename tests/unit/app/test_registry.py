@@ -1,0 +1,213 @@
+import asyncio
+import pickle
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.errors import UnknownModelError, WeightsRefusedError
+from app.registry import Registry
+from app.settings import Settings
+from model.checkpoint import FORMAT, read_checkpoint
+from model.errors import WeightsError
+from tests.e2e.kit import write_weights
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return Path("/tmp/maskwell-bomb").touch, ()  # type: ignore[return-value]  # any callable will do
+
+
+def run(folder: Path, work: Callable[[Registry], Coroutine[Any, Any, None]]) -> list[tuple[int, float]]:
+    observed: list[tuple[int, float]] = []
+
+    async def main() -> None:
+        registry = Registry(Settings(weights_dir=folder, device="cpu"), lambda *seen: observed.append(seen))
+        try:
+            await registry.start()
+            await work(registry)
+        finally:
+            registry.close()
+
+    asyncio.run(main())
+    return observed
+
+
+def write(path: Path, seed: int = 0) -> str:
+    return write_weights(path, seed, tile_px=(128,))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "best_model.pth")
+    return tmp_path
+
+
+def test_every_file_is_a_model_and_the_default_answers_to_no_name(folder: Path) -> None:
+    write(folder / "membranes.pth", 1)
+    write(folder / ".hidden.pth", 2)
+    write(folder / "two words.pth", 2)
+    (folder / "notes.txt").write_text("no weights")
+
+    async def work(registry: Registry) -> None:
+        assert [model.name for model in registry.models] == ["best_model", "membranes"]
+        assert registry.get(None) is registry.default is registry.get("best_model")
+        with pytest.raises(UnknownModelError, match="'x'; there are best_model, membranes"):
+            registry.get("x")
+        assert registry.last_reload is None
+
+    observed = run(folder, work)
+    assert [pixels for pixels, _ in observed] == [128 * 128] * 2
+
+
+def test_without_its_default_model_nothing_starts(tmp_path: Path) -> None:
+    async def work(_: Registry) -> None:
+        raise AssertionError("it started")
+
+    for prepare in (lambda: None, lambda: (tmp_path / "best_model.pth").write_bytes(b"junk")):
+        prepare()
+        with pytest.raises(WeightsError, match=r"best_model\.pth"):
+            run(tmp_path, work)
+    with pytest.raises(WeightsError, match="cannot read"):
+        run(tmp_path / "nowhere", work)
+
+
+def test_another_model_that_cannot_be_used_is_left_out_and_named(folder: Path) -> None:
+    (folder / "bad.pth").write_bytes(b"junk")
+
+    async def work(registry: Registry) -> None:
+        assert [model.name for model in registry.models] == ["best_model"]
+        assert "bad.pth" in registry.refused["bad"]
+        assert str(folder) not in registry.refused["bad"]
+
+    run(folder, work)
+
+
+def test_a_changed_file_is_swapped_in_and_the_old_segmenter_stays_whole(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        old = registry.get(None)
+        version = write(folder / "best_model.pth", 7)
+        await registry.poll()
+        assert registry.get(None).version == version != old.version
+        assert old.segmenter.version == old.version
+        assert registry.last_reload is not None
+        assert (registry.last_reload.ok, registry.last_reload.version) == (True, version)
+
+    run(folder, work)
+
+
+def test_a_file_that_is_only_touched_or_written_again_is_not_loaded(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        old = registry.get(None)
+        (folder / "best_model.pth").touch()
+        await registry.poll()
+        copy = folder / ".copy"
+        copy.write_bytes((folder / "best_model.pth").read_bytes())
+        copy.replace(folder / "best_model.pth")
+        await registry.poll()
+        assert registry.get(None) is old
+        assert registry.last_reload is None
+
+    run(folder, work)
+
+
+def spoil_nan(path: Path) -> None:
+    checkpoint = read_checkpoint(path)
+    checkpoint.state["outc.conv.bias"][0] = float("nan")
+    content = {"format": FORMAT, "config": checkpoint.config.model_dump(mode="json"), "card": {},
+               "state_dict": checkpoint.state}  # fmt: skip
+    torch.save(content, path)
+
+
+def spoil_shape(path: Path) -> None:
+    checkpoint = read_checkpoint(path)
+    checkpoint.state["outc.conv.bias"] = torch.zeros(2)
+    content = {"format": FORMAT, "config": checkpoint.config.model_dump(mode="json"), "card": {},
+               "state_dict": checkpoint.state}  # fmt: skip
+    torch.save(content, path)
+
+
+def spoil_constant(path: Path) -> None:
+    checkpoint = read_checkpoint(path)
+    checkpoint.state["outc.conv.weight"].zero_()
+    content = {"format": FORMAT, "config": checkpoint.config.model_dump(mode="json"), "card": {},
+               "state_dict": checkpoint.state}  # fmt: skip
+    torch.save(content, path)
+
+
+SPOILERS: dict[str, Callable[[Path], object]] = {
+    "corrupt": lambda path: path.write_bytes(bytes(len(path.read_bytes()))),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "NaN": spoil_nan,
+    "wrong shape": spoil_shape,
+    "says nothing": spoil_constant,
+    "pickle bomb": lambda path: path.write_bytes(pickle.dumps(Bomb())),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILERS)
+def test_a_bad_candidate_leaves_the_old_model_serving_and_is_reported_once(folder: Path, kind: str) -> None:
+    async def work(registry: Registry) -> None:
+        old = registry.get(None)
+        SPOILERS[kind](folder / "best_model.pth")
+        await registry.poll()
+        assert registry.get(None) is old
+        first = registry.last_reload
+        assert first is not None
+        assert (first.ok, first.version, first.error) == (False, old.version, registry.refused["best_model"])
+        await registry.poll()
+        assert registry.last_reload is first
+        version = write(folder / "best_model.pth", 3)
+        await registry.poll()
+        assert registry.get(None).version == version
+        assert registry.refused == {}
+
+    run(folder, work)
+    assert not Path("/tmp/maskwell-bomb").exists()
+
+
+def test_models_come_and_go_with_their_files(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        version = write(folder / "new.pth", 1)
+        (folder / "bad.pth").write_bytes(b"junk")
+        await registry.poll()
+        assert registry.get("new").version == version
+        assert list(registry.refused) == ["bad"]
+        (folder / "new.pth").unlink()
+        (folder / "bad.pth").unlink()
+        await registry.poll()
+        assert [model.name for model in registry.models] == ["best_model"]
+        assert registry.refused == {}
+
+    run(folder, work)
+
+
+def test_the_default_model_outlives_its_file(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        old = registry.get(None)
+        (folder / "best_model.pth").unlink()
+        await registry.poll()
+        assert registry.get(None) is old
+        with pytest.raises(WeightsRefusedError, match="gone"):
+            await registry.reload("best_model")
+        folder.rename(folder.with_name("away"))
+        with pytest.raises(FileNotFoundError):
+            await registry.poll()
+        assert registry.get(None) is old
+
+    run(folder, work)
+
+
+def test_a_reload_takes_names_from_the_folder_only(folder: Path) -> None:
+    write(folder.parent / "outside.pth", 1)
+
+    async def work(registry: Registry) -> None:
+        for name in ("../outside", "outside", "", "."):
+            with pytest.raises(UnknownModelError):
+                await registry.reload(name)
+        assert (await registry.reload("best_model")).version == registry.get(None).version
+
+    run(folder, work)

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings, describe_mistakes, describe_settings
+
+
+def test_each_setting_has_a_description() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert f"MASKWELL_{name.upper()}" in describe_settings()
+
+
+def test_settings_come_from_the_environment_and_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKWELL_WEIGHTS_DIR", "/models")
+    monkeypatch.setenv("MASKWELL_BATCH_WAIT_MS", "2.5")
+    settings = Settings()
+    assert (settings.weights_dir, settings.batch_wait_ms) == (Path("/models"), 2.5)
+    with pytest.raises(ValidationError):
+        settings.port = 1
+
+
+def test_mistakes_are_told_by_the_variable_s_name_and_secrets_are_not_told() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"port": 0, "admin_key": "hunter2"})
+    text = describe_mistakes(caught.value)
+    assert "MASKWELL_PORT" in text
+    assert "MASKWELL_ADMIN_KEY" in text
+    assert "hunter2" not in text
+    assert "hunter2" not in str(Settings.model_construct(admin_key=None))
+
+
+def test_the_admin_key_is_never_shown() -> None:
+    settings = Settings.model_validate({"admin_key": "0123456789abcdef"})
+    assert "0123456789abcdef" not in repr(settings)
+
+
+def test_zero_codec_threads_means_one_a_core() -> None:
+    assert Settings(codec_threads=0).codec_thread_count >= 1
+    assert Settings(codec_threads=3).codec_thread_count == 3
