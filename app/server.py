@@ -96,8 +96,10 @@ def make_log_config(level: str) -> dict[str, Any]:
         "root": {"level": "WARNING", "handlers": ["stderr"]},
         "loggers": {
             "app": {"level": level.upper()},
-            "uvicorn": {"level": "INFO" if level == "debug" else "WARNING"},
-            "tifffile": {"level": "CRITICAL"},  # its complaints are about uploads, and the client is told
+            # below these they speak of what strangers sent, and the client has been told
+            "uvicorn": {"level": "INFO" if level == "debug" else "ERROR"},
+            "python_multipart": {"level": "CRITICAL"},
+            "tifffile": {"level": "CRITICAL"},
         },
     }
 

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.docs import BATCH_ANSWERS, SEGMENT_ANSWERS, form_body
+from app.errors import InvalidParameterError
 from app.schemas import SegmentQuery
 from app.service import Result, Service
 from app.uploads import read_uploads
@@ -26,6 +27,7 @@ T = TypeVar("T")
 )
 async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> Response:
     """Send a PNG, JPEG, TIFF, BMP or WebP in the form field `file`; get the result in the same height and width."""
+    _refuse_repeats(request)
     service: Service = request.app.state.service
     model = service.registry.get(query.model)
     _check_room(service)
@@ -46,6 +48,7 @@ async def segment_batch(request: Request, query: Annotated[SegmentQuery, Query()
 
     A file that is refused stands in the zip's `errors.json` and does not keep the others from being segmented.
     """
+    _refuse_repeats(request)
     service: Service = request.app.state.service
     model = service.registry.get(query.model)
     _check_room(service)
@@ -54,6 +57,14 @@ async def segment_batch(request: Request, query: Annotated[SegmentQuery, Query()
             request.headers, request.stream(), held, field="files", max_files=service.settings.max_files
         )
         return _respond(await _until_gone(request, service.segment_batch(uploads, query, model)))
+
+
+def _refuse_repeats(request: Request) -> None:
+    """A parameter given twice could mean either value, and the framework would quietly take the last."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InvalidParameterError(f"{', '.join(repeated)[:200]}: given more than once")
 
 
 def _check_room(service: Service) -> None:

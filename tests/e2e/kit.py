@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint, write_checkpoint
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, write_checkpoint
 from model.images import encode_png
 from model.runtime import TorchRuntime
-from model.segmenter import Segmenter
+from model.segmenter import Segmenter, load_segmenter
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 90.0  # a deadline, not an expectation: the machine may be busy
@@ -54,8 +54,7 @@ def write_weights(path: Path, seed: int = 0, **config: Any) -> str:
 
 def load_reference(path: Path, *, batch_tiles: int = 1) -> Segmenter:
     """The library's own segmenter for the same weights: the second way to the same bytes."""
-    checkpoint = read_checkpoint(path)
-    return Segmenter(checkpoint, TorchRuntime(checkpoint, device="cpu", batch_tiles=batch_tiles))
+    return load_segmenter(path, device="cpu", batch_tiles=batch_tiles)
 
 
 def to_png(image: npt.NDArray[Any]) -> bytes:

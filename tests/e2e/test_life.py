@@ -89,7 +89,8 @@ def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
             assert slow.read_status() == 200
             assert in_flight.result().status_code == 200
             answers = [status for client in clients for status in client.result()]
-        assert answers and set(answers) == {200}
+        assert answers
+        assert set(answers) == {200}
         assert server.wait() == 0
         assert "Traceback" not in server.log.read_text()
 
@@ -196,6 +197,9 @@ def test_swapping_weights_under_load_mixes_nothing_up(tmp_path: Path) -> None:
         def serving() -> str:
             return str(httpx.get(f"{server.url}/models/best_model", timeout=TIMEOUT).json()["version"])
 
+        def wait_until_serving(version: str) -> None:
+            wait_for(lambda: serving() == version)
+
         def replace_by(source: Path) -> None:
             part = served / ".part"
             shutil.copy(source, part)
@@ -208,7 +212,7 @@ def test_swapping_weights_under_load_mixes_nothing_up(tmp_path: Path) -> None:
                     source = sources[swap % 2]
                     replace_by(source)
                     if swap % 2:  # by the watcher, or at once by the route
-                        wait_for(lambda version=load_reference(source).version: serving() == version)  # type: ignore[misc]  # bound as a default
+                        wait_until_serving(load_reference(source).version)
                     else:
                         url, headers = f"{server.url}/models/best_model/reload", {"Authorization": f"Bearer {KEY}"}
                         answer = httpx.post(url, headers=headers, timeout=TIMEOUT)

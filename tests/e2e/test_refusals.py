@@ -85,6 +85,7 @@ QUERIES = {
     "output=geojson": "'mask', 'probability', 'labels' or 'overlay'",
     "output=": "'mask'",
     "page=-1": "-1",
+    "threshold=0.2&threshold=0.3": "threshold: given more than once",
     "treshold=0.5": "treshold: there is no such parameter",
 }
 

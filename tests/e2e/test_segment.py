@@ -20,7 +20,7 @@ from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_referenc
 TIMEOUT = httpx.Timeout(120)
 
 
-def post(server: ServerProcess, data: bytes, name: str = "image.png", **query: str | float) -> httpx.Response:
+def post(server: ServerProcess, data: bytes, name: str = "image.png", **query: Any) -> httpx.Response:
     return httpx.post(f"{server.url}/segment", files={"file": (name, data)}, params=query, timeout=TIMEOUT)
 
 
@@ -70,7 +70,7 @@ def test_every_format_gets_the_mask_that_the_library_gives(
     answer = post(server, data)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     mask = decode(answer.content)
-    assert (mask.shape, mask.dtype) == ((90, 140), np.uint8)
+    assert (mask.shape, str(mask.dtype)) == ((90, 140), "uint8")
     assert set(np.unique(mask)) <= {0, 255}
     assert np.array_equal(mask > 0, reference.segment(decode_image(data).pixels).mask())
 
@@ -78,13 +78,13 @@ def test_every_format_gets_the_mask_that_the_library_gives(
 def test_each_output_is_the_library_s(server: ServerProcess, reference: Segmenter) -> None:
     data = to_png(GREY)
     expected = reference.segment(GREY, threshold=0.4, min_area_px=7)
-    query: dict[str, str | float] = {"threshold": 0.4, "min_area_px": 7}
+    query: dict[str, Any] = {"threshold": 0.4, "min_area_px": 7}
     assert np.array_equal(decode(post(server, data, **query).content), decode(encode_mask(expected.mask())))
     answers = {output: post(server, data, output=output, **query) for output in ("probability", "labels", "overlay")}
     probability, labels = decode(answers["probability"].content), decode(answers["labels"].content)
     assert np.array_equal(probability, decode(encode_probability(expected.probability)))
     assert np.array_equal(labels, decode(encode_labels(expected.labels())[0]))
-    assert (probability.dtype, labels.dtype) == (np.uint16, np.uint16)
+    assert (str(probability.dtype), str(labels.dtype)) == ("uint16", "uint16")
     assert decode(answers["overlay"].content).shape == (90, 140, 3)
     assert {answer.headers["x-threshold"] for answer in answers.values()} == {"0.4"}
 
@@ -187,7 +187,7 @@ def test_health_tells_what_runs(server: ServerProcess, reference: Segmenter) -> 
     answer = httpx.get(f"{server.url}/health", timeout=TIMEOUT)
     body = answer.json()
     assert answer.status_code == 200
-    assert (body["status"], body["device"], body["runtime"], body["precision"]) == ("ready", "cpu", "torch", "fp32")
+    assert (body["status"], body["device"], body["runtime"], body["precision"]) == ("ready", "cpu", "openvino", "fp32")
     assert [(item["name"], item["default"]) for item in body["models"]] == [("best_model", True), ("other", False)]
     assert body["models"][0]["version"] == reference.version
     assert (body["queue"]["requests"], body["queue"]["pixels"], body["queue"]["waiting_tiles"]) == (0, 0, 0)

@@ -22,7 +22,7 @@ def test_pixels_are_bounded_and_given_back() -> None:
     admission = Admission(max_pixels=100, max_requests=10)
     with admission.reserve(60, 60):
         with (
-            pytest.raises(QueueFullError, match="60 pixels are waiting; with these 41 .* 100"),
+            pytest.raises(QueueFullError, match=r"60 pixels are waiting; with these 41 .* 100"),
             admission.reserve(41, 41),
         ):
             pass

@@ -11,7 +11,7 @@ from app.admission import Reservation
 from app.batcher import Batcher
 from app.errors import DeadlineExceededError, DrainingError, InferenceError, NotReadyError, OutOfMemoryError
 from model.checkpoint import read_checkpoint
-from model.runtime import TorchRuntime
+from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from model.types import Batch, Image, Logits
 from tests.e2e.kit import draw_cells, load_reference, write_weights
@@ -23,7 +23,7 @@ class WatchedRuntime:
     name = "watched"
 
     def __init__(self, path: Path, batch_tiles: int, mischief: Callable[[Batch], None] | None = None) -> None:
-        self._real = TorchRuntime(read_checkpoint(path), device="cpu", batch_tiles=batch_tiles)
+        self._real = make_runtime(read_checkpoint(path), device="cpu", batch_tiles=batch_tiles)
         self.device = self._real.device
         self.precision = self._real.precision
         self.gate = threading.Event()

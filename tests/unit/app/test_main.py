@@ -14,7 +14,7 @@ import app
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
-from model.images import inspect_image
+from model.images import decode_image, inspect_image
 from tests.e2e.kit import ROOT, draw_cells, promise_png, to_png
 
 IMAGE = to_png(draw_cells(60, 80))
@@ -77,9 +77,7 @@ def test_an_unforeseen_error_is_logged_and_not_shown(
 def test_an_unforeseen_error_on_one_file_of_a_batch_spares_the_others(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import app.service as module
-
-    honest = module.decode_image
+    honest = decode_image
 
     def fail_for_wide(data: bytes, **options: Any) -> Any:
         if inspect_image(data).width == 81:
