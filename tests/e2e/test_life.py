@@ -60,7 +60,7 @@ def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
     shared_weights: Path, tmp_path: Path
 ) -> None:
     with ServerProcess(shared_weights, tmp_path / "log", {"drain_grace_s": 3}) as server:
-        small, large = to_png(draw_cells(200, 300)), to_png(draw_cells(3000, 3000))
+        small, large = to_png(draw_cells(200, 300)), to_png(draw_cells(2000, 2000))
         leaving = threading.Event()
 
         def keep_asking(_: int) -> list[int]:
@@ -75,7 +75,7 @@ def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
             clients = [pool.submit(keep_asking, number) for number in range(6)]
             in_flight = pool.submit(segment, server, large)
             slow = HalfSent(server, small)
-            wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["pixels"] > 9_000_000)
+            wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["pixels"] > 4_000_000)
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=TIMEOUT).status_code == 503)
             probe = httpx.get(f"{server.url}/readyz", timeout=TIMEOUT)
