@@ -160,5 +160,5 @@ def test_a_network_that_overflows_does_not_warm_up(tmp_path: Path) -> None:
     architecture = Architecture(width=2)
     state = architecture.build().state_dict()
     state["inc.double_conv.0.weight"].fill_(3e38)  # finite, so the file itself is in order
-    with pytest.raises(WeightsError, match="NaN or infinity|one and the same value"):  # ReLU hides NaN on some engines
+    with pytest.raises(WeightsError, match=r"NaN or infinity|one and the same value"):  # ReLU hides NaN on some engines
         load_segmenter(written(tmp_path / "w.pth", state, architecture=architecture), device="cpu").warm_up()
