@@ -50,7 +50,7 @@ class TorchRuntime:
         self.device = str(self._device)
         on_gpu = self._device.type == "cuda"
         self.precision: str = ("fp16" if on_gpu else "fp32") if precision == "auto" else precision
-        # On a CPU one tile keeps every core busy, and a larger batch only falls out of the caches (decisions/0004).
+        # On a CPU a larger batch only falls out of the caches (decisions/0004).
         self.batch_tiles = batch_tiles or (8 if on_gpu else 1)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
         network = checkpoint.build()

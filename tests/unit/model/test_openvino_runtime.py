@@ -32,7 +32,7 @@ def tiles(n: int, channels: int = 1, height: int = 64, width: int = 128) -> np.n
     return np.random.default_rng(n).random((n, channels, height, width), dtype=np.float32)
 
 
-@pytest.mark.parametrize("layout", ["tutorial", "milesial"])
+@pytest.mark.parametrize("layout", ["tutorial", "milesial", "milesial-biased"])
 @pytest.mark.parametrize("bilinear", [True, False])
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_it_answers_as_pytorch_does(layout: Layout, bilinear: bool, align_corners: bool) -> None:
