@@ -18,6 +18,7 @@ class Recipe:
         n_channels: of the input image: 1 (grey) or 3 (RGB).
         border: `auto` adds an output for the places where cells touch, where the data has one label a cell; `no` never.
         normalisation: see model.checkpoint.ModelConfig.
+        min_area_px: cells smaller than this, in pixels, are dropped from answers; goes into the checkpoint.
         crop_px: side of the square crops, in pixels; 0 trains on whole images.
         crops_per_epoch: samples in an epoch; 0 is one for each image.
         epochs: at most.
@@ -49,6 +50,7 @@ class Recipe:
     n_channels: int = 1
     border: Literal["auto", "no"] = "auto"
     normalisation: Literal["percentile", "raw", "unit"] = "percentile"
+    min_area_px: int = 20
     crop_px: int = 256
     crops_per_epoch: int = 1000
     epochs: int = 30
@@ -91,6 +93,8 @@ class Recipe:
         for name in ("flip_prob", "warp_prob", "intensity_prob", "momentum", "alpha", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} {getattr(self, name)}; allowed is 0 to 1")
+        if self.min_area_px < 0:
+            raise TrainingError(f"min_area_px {self.min_area_px}; allowed is 0 or more")
         if self.lr <= 0:
             raise TrainingError(f"lr {self.lr}; allowed is more than 0")
 
@@ -106,6 +110,7 @@ CLASSIC = Recipe(
     align_corners=True,
     border="no",
     normalisation="raw",
+    min_area_px=0,
     crop_px=0,
     crops_per_epoch=0,
     epochs=40,

@@ -8,8 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from model.metrics import average_precision, dice, iou, match_counts
-from model.postprocess import label_cells, threshold_mask
-from model.segmenter import Segmenter
+from model.postprocess import threshold_mask
+from model.segmenter import Segmentation, Segmenter
 from training.data import Pair
 from training.dataset import PairCache
 
@@ -94,10 +94,11 @@ def evaluate(
     pooled = {str(value): np.zeros(3, dtype=int) for value in AP_THRESHOLDS}
     has_cells = cells and any(pair.kind != "mask" for pair, _, _ in answers)
     for pair, labels, maps in answers:
-        mask = threshold_mask(maps.cell, chosen)
+        answer = Segmentation(maps, threshold=chosen, min_area_px=segmenter.config.min_area_px)
+        mask = answer.mask()
         counts = {}
         if has_cells:
-            found = label_cells(maps, threshold=chosen, min_area_px=segmenter.config.min_area_px)
+            found = answer.labels()
             counts = {str(value): match_counts(labels, found, value) for value in AP_THRESHOLDS}
             for key, value in counts.items():
                 pooled[key] += value

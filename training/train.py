@@ -375,7 +375,13 @@ def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> M
         tile_px = (recipe.crop_px,)
     else:
         tile_px = tuple(sorted({256, 512, recipe.crop_px}))
-    return ModelConfig(architecture=architecture, normalisation=recipe.normalisation, outputs=outputs, tile_px=tile_px)
+    return ModelConfig(
+        architecture=architecture,
+        normalisation=recipe.normalisation,
+        outputs=outputs,
+        min_area_px=recipe.min_area_px,
+        tile_px=tile_px,
+    )
 
 
 def _lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:

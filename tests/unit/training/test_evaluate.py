@@ -81,3 +81,12 @@ def test_binary_truth_has_no_ap(tmp_path: Path) -> None:
     scores = evaluate(segmenter(), find_pairs(tmp_path), quiet=True)
     assert scores.ap == {}
     assert scores.dice == 1.0
+
+
+def test_specks_below_the_checkpoint_s_least_area_count_neither_in_the_mask_nor_as_cells(folder: Path) -> None:
+    config = ModelConfig(architecture=Architecture(width=4), normalisation="unit", min_area_px=150)
+    strict = Segmenter(Checkpoint({}, config, {}, ""), BrightnessRuntime())
+    scores = evaluate(strict, find_pairs(folder), quiet=True)
+    # b: both things found have 100 px
+    assert [image.dice for image in scores.images] == pytest.approx([1.0, 0.0])
+    assert scores.images[1].counts["0.5"] == (0, 0, 1)
