@@ -1,6 +1,6 @@
 """Draw the README's picture: drawn cells, the mask, the labels and the overlay that the shipped weights give for them.
 
-    python bench/picture.py
+python bench/picture.py
 """
 
 from pathlib import Path
