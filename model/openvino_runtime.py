@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.checkpoint import Architecture, Checkpoint
 from model.errors import WeightsError
+from model.runtime import fill_batch
 from model.types import Batch, Logits
 from model.unet import STRIDE
 
@@ -60,12 +61,7 @@ class OpenVinoRuntime:
     def run(self, batch: Batch) -> Logits:
         """As model.runtime.Runtime says."""
         n = batch.shape[0]
-        if n > self.batch_tiles:
-            raise ValueError(f"{n} tiles in a batch; at most {self.batch_tiles}")
-        if n < self.batch_tiles:
-            filler = np.zeros((self.batch_tiles - n, *batch.shape[1:]), dtype=np.float32)
-            batch = np.concatenate([batch, filler])
-        batch = np.ascontiguousarray(batch, dtype=np.float32)
+        batch = np.ascontiguousarray(fill_batch(batch, self.batch_tiles), dtype=np.float32)
         with self._lock:
             try:
                 # copied out of the request's memory, which the next call writes to

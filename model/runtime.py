@@ -59,11 +59,7 @@ class TorchRuntime:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Logits:
         n = batch.shape[0]
-        if n > self.batch_tiles:
-            raise ValueError(f"{n} tiles in a batch; at most {self.batch_tiles}")
-        if n < self.batch_tiles:
-            filler = np.zeros((self.batch_tiles - n, *batch.shape[1:]), dtype=np.float32)
-            batch = np.concatenate([batch, filler])
+        batch = fill_batch(batch, self.batch_tiles)
         tensor = torch.from_numpy(np.ascontiguousarray(batch))
         try:
             tensor = tensor.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
@@ -78,6 +74,18 @@ class TorchRuntime:
                 raise MemoryError(f"no room for {self.batch_tiles} tiles on {self.device}") from error
             raise
         return result
+
+
+def fill_batch(batch: Batch, batch_tiles: int) -> Batch:
+    """(batch_tiles, C, S, S): the batch with empty tiles behind it, so that every pass has the same shape.
+
+    Raises:
+        ValueError: it has more than `batch_tiles`.
+    """
+    missing = batch_tiles - batch.shape[0]
+    if missing < 0:
+        raise ValueError(f"{batch.shape[0]} tiles in a batch; at most {batch_tiles}")
+    return np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), dtype=np.float32)]) if missing else batch
 
 
 def make_runtime(
