@@ -5,11 +5,15 @@ import json
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from model.errors import SegmentationError
+from model.images import SUFFIXES
 from training.config import RECIPES, Recipe, make_recipe
 from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from training.data import Pair
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _fit(options: argparse.Namespace) -> int:
     from model.checkpoint import read_checkpoint
     from training.data import find_pairs, split_pairs
-    from training.errors import DataError
     from training.train import fit
 
     overrides = {
@@ -37,10 +40,7 @@ def _fit(options: argparse.Namespace) -> int:
     recipe = make_recipe(options.recipe, overrides)
     pairs = find_pairs(options.data)
     if options.only is not None:
-        chosen = set(_read_names(options.only))
-        pairs = [pair for pair in pairs if pair.name in chosen]
-        if not pairs:
-            raise DataError(f"{options.only} names none of the images in {options.data}")
+        pairs = _choose(pairs, options.only)
     if options.val_data is not None:
         train, validation = pairs, find_pairs(options.val_data)
     else:
@@ -71,13 +71,12 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from model.segmenter import load_segmenter
-    from training.data import find_pairs, split_pairs
+    from training.data import find_pairs
     from training.evaluate import evaluate
 
     pairs = find_pairs(options.data)
     if options.only is not None:
-        names = _read_names(options.only)
-        _, pairs = split_pairs(pairs, names=names) if len(set(names)) < len(pairs) else ([], pairs)
+        pairs = _choose(pairs, options.only)
     segmenter = load_segmenter(options.weights, device=options.device)
     scores = evaluate(segmenter, pairs, threshold=options.threshold, quiet=options.quiet)
     if options.json:
@@ -122,12 +121,22 @@ def _synthesize(options: argparse.Namespace) -> int:
     return 0
 
 
+def _choose(pairs: "list[Pair]", path: Path) -> "list[Pair]":
+    """The pairs that a file names."""
+    names = set(_read_names(path))
+    missing = sorted(names - {pair.name for pair in pairs})
+    if missing or not names:
+        raise TrainingError(f"{path} names {missing[0] if missing else 'nothing'}, which the data does not hold")
+    return [pair for pair in pairs if pair.name in names]
+
+
 def _read_names(path: Path) -> list[str]:
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
-        raise TrainingError(f"{path}: {error.strerror or error}") from error
-    return [Path(line.strip()).stem for line in lines if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path}: {error}") from error
+    names = [Path(line.strip()) for line in lines if line.strip()]
+    return [name.stem if name.suffix.lower() in SUFFIXES else name.name for name in names]  # a name may hold dots
 
 
 def _parser() -> argparse.ArgumentParser:

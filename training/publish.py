@@ -71,6 +71,8 @@ def publish(
         DataError: no image is left to compare on.
         RunError: another process publishes to the same file.
     """
+    if not 0 <= tolerance <= 1:  # NaN too would let anything pass
+        raise DataError(f"tolerance {tolerance}; allowed is 0 to 1")
     checkpoint = read_checkpoint(candidate)
     segmenter = Segmenter(checkpoint, make_runtime(checkpoint, device=device))
     segmenter.warm_up()

@@ -116,6 +116,8 @@ def fit(
         DataError: a pair cannot be read.
         RunError: another process uses the run folder, or what is in it belongs to another recipe or split.
     """
+    if out.is_dir():
+        raise RunError(f"{out} is a folder; --out names a file")
     fabric = _make_fabric(device, precision)
     fabric.launch()
     run_folder.mkdir(parents=True, exist_ok=True)

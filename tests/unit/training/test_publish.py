@@ -109,3 +109,20 @@ def test_two_publishers_do_not_race(cells: Path, tmp_path: Path, nothing: Path) 
         with pytest.raises(RunError, match="another process publishes"):
             publish(nothing, find_pairs(cells), to=to, quiet=True)
     assert not to.exists()
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -0.1, 2.0])
+def test_a_tolerance_that_switches_the_gate_off_is_refused(
+    cells: Path, tmp_path: Path, nothing: Path, tolerance: float
+) -> None:
+    with pytest.raises(DataError, match="tolerance"):
+        publish(nothing, find_pairs(cells), to=tmp_path / "b.pth", tolerance=tolerance, quiet=True)
+
+
+def test_a_list_of_other_names_is_refused_however_long(
+    cells: Path, tmp_path: Path, nothing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"s_1.5um_{index}\n" for index in range(20)))
+    assert main(["evaluate", str(nothing), str(cells), "--only", str(names), "--quiet"]) == 2
+    assert "s_1.5um_0, which the data does not hold" in capsys.readouterr().err
