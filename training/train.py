@@ -318,7 +318,9 @@ class _Run:
         }
 
     def _fingerprint(self) -> str:
-        return json.dumps({"recipe": self.recipe.to_dict(), "split": self._split}, sort_keys=True)
+        return json.dumps(
+            {"recipe": self.recipe.to_dict(), "split": self._split, "train": self._train.digest}, sort_keys=True
+        )
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:

@@ -17,6 +17,7 @@ from training.config import CLASSIC, Recipe
 from training.data import find_pairs, split_pairs
 from training.dataset import BatchKeys
 from training.errors import RunError
+from training.synthesize import synthesize
 from training.train import fit
 
 
@@ -108,6 +109,15 @@ def test_a_run_folder_of_another_recipe_is_refused(cells: Path, tmp_path: Path, 
     assert not run(cells, tiny_recipe, tmp_path, max_steps=1)
     with pytest.raises(RunError, match="another recipe"):
         run(cells, replace(tiny_recipe, lr=0.5), tmp_path)
+
+
+def test_a_stopped_run_does_not_go_on_with_other_images_of_the_same_names(
+    cells: Path, tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    assert not run(cells, tiny_recipe, tmp_path, max_steps=1)
+    synthesize(tmp_path / "other", count=10, size_px=128, seed=4)
+    with pytest.raises(RunError, match="other images"):
+        run(tmp_path / "other", tiny_recipe, tmp_path)
 
 
 def test_after_a_finished_run_the_same_command_begins_anew(cells: Path, tmp_path: Path, tiny_recipe: Recipe) -> None:
