@@ -150,17 +150,21 @@ def command(cells: Path, folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def wait_for_an_epoch(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "best.pth").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(cells: Path, tmp_path: Path, name: str) -> None:
     import signal
 
     process = subprocess.Popen(command(cells, tmp_path, "--epochs", "500"), stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "best.pth").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_an_epoch(process, tmp_path / "run")
         process.send_signal(getattr(signal, name))
         _, said = process.communicate(timeout=60)
     finally:
@@ -181,11 +185,7 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(cells: Path, tmp
 def test_two_trainers_cannot_share_a_run_folder(cells: Path, tmp_path: Path, tiny_recipe: Recipe) -> None:
     process = subprocess.Popen(command(cells, tmp_path, "--epochs", "500", "--quiet"))
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "best.pth").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_an_epoch(process, tmp_path / "run")
         with pytest.raises(RunError, match="another process trains"):
             run(cells, tiny_recipe, tmp_path)
     finally:
