@@ -21,6 +21,8 @@ from model.unet import Layout, UNet
 
 FORMAT = "maskwell/1"
 
+Output = Literal["background", "cell", "border", "distance"]
+
 
 class Architecture(BaseModel):
     """The arguments that build the UNet whose state dict this is."""
@@ -52,8 +54,9 @@ class ModelConfig(BaseModel):
     Attributes:
         normalisation: `percentile` maps the image's own 1st and 99.8th percentile to 0 and 1; `raw` keeps grey levels
             0..255; `unit` divides them by 255.
-        outputs: what the network's maps mean, in order. `cell` is the foreground; `border` is where cells touch and
-            parts them; `background` only as the first of a softmax.
+        outputs: what the network's maps mean, in order. `cell` is the foreground; `border` is where cells touch;
+            `distance` that from a cell's edge, as a share of the largest in that cell; both part touching cells;
+            `background` only as the first of a softmax.
         activation: from logits to probabilities: `sigmoid` for each map, or `softmax` over them.
         threshold: pixels whose cell probability is at or above it are foreground.
         min_area_px: cells smaller than this, in pixels, are dropped.
@@ -65,7 +68,7 @@ class ModelConfig(BaseModel):
 
     architecture: Architecture = Architecture()
     normalisation: Literal["percentile", "raw", "unit"] = "percentile"
-    outputs: tuple[Literal["background", "cell", "border"], ...] = ("cell",)
+    outputs: tuple[Output, ...] = ("cell",)
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threshold: float = Field(0.5, gt=0, lt=1)
     min_area_px: int = Field(0, ge=0)
@@ -78,8 +81,10 @@ class ModelConfig(BaseModel):
             raise ValueError(f"{len(self.outputs)} outputs are named; the network has {self.architecture.n_classes}")
         if "cell" not in self.outputs:
             raise ValueError("no output is named 'cell'")
-        if self.outputs.count("border") > 1 or any(side % 64 or side < 128 for side in self.tile_px):
-            raise ValueError("at most one 'border' output; tile_px in multiples of 64, from 128 on")
+        if self.outputs.count("border") > 1 or self.outputs.count("distance") > 1:
+            raise ValueError("at most one 'border' output, and one 'distance'")
+        if any(side % 64 or side < 128 for side in self.tile_px):
+            raise ValueError("tile_px in multiples of 64, from 128 on")
         return self
 
 
@@ -241,7 +246,7 @@ def recognise(state: Mapping[str, Tensor]) -> ModelConfig:
 
 def _bare_config(architecture: Architecture) -> ModelConfig:
     classes = architecture.n_classes
-    outputs: list[Literal["background", "cell", "border"]] = ["cell"]
+    outputs: list[Output] = ["cell"]
     if classes > 1:  # one-hot classes, the first of them the background
         outputs = ["background", *(["cell"] * (classes - 1))]  # type: ignore[list-item]  # literals of a list
     return ModelConfig(

@@ -24,10 +24,12 @@ class Maps:
     Attributes:
         cell: (H, W) float32 in [0, 1], in steps of 1/65535, so that a 16-bit picture of it loses nothing.
         border: (H, W) likewise, of being where cells touch; None if the network has no such output.
+        distance: (H, W) likewise, from the cell's edge, as a share of the largest in that cell; None likewise.
     """
 
     cell: Probability
     border: Probability | None = None
+    distance: Probability | None = None
 
 
 def to_maps(logits: Logits, outputs: Sequence[str], activation: str) -> Maps:
@@ -35,14 +37,14 @@ def to_maps(logits: Logits, outputs: Sequence[str], activation: str) -> Maps:
 
     Args:
         logits: raw output of the network.
-        outputs: what each of the K maps means: `cell`, `border` or `background`; several `cell` maps add up.
+        outputs: what each of the K maps means, see ModelConfig; several `cell` maps add up.
         activation: `sigmoid` or `softmax` (over the K maps).
     """
     values = special.expit(logits) if activation == "sigmoid" else special.softmax(logits, axis=0)
     cells = [values[index] for index, name in enumerate(outputs) if name == "cell"]
     cell = cells[0] if len(cells) == 1 else np.clip(np.sum(cells, axis=0), 0, 1)
-    border = values[outputs.index("border")] if "border" in outputs else None
-    return Maps(cell=_quantise(cell), border=None if border is None else _quantise(border))
+    others = {name: _quantise(values[outputs.index(name)]) for name in ("border", "distance") if name in outputs}
+    return Maps(cell=_quantise(cell), **others)
 
 
 def threshold_mask(probability: Probability, threshold: float) -> Mask:

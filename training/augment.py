@@ -1,8 +1,10 @@
-"""One random draw for image and truth together: flips, warps, intensity; the transforms are MONAI's."""
+"""One random draw for image and truth together: flips, warps, intensity."""
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.dictionary import (
@@ -12,13 +14,12 @@ from monai.transforms.intensity.dictionary import (
     RandScaleIntensityd,
     RandShiftIntensityd,
 )
-from monai.transforms.spatial.dictionary import Rand2DElasticd
 
 from model.types import Labels, Planes
 from training.config import Recipe
 
 # Spacing of the control points of the elastic deformation: about the size of a cell.
-ELASTIC_SPACING_PX = (32, 32)
+ELASTIC_SPACING_PX = 32
 
 
 @dataclass(frozen=True)
@@ -44,40 +45,19 @@ class Augmenter:
         """
         recipe = self.recipe
         generator = np.random.default_rng(seed)
-        warp = generator.random() < recipe.warp_prob
-        if recipe.crop_px:
-            # a warp looks beyond the crop's corners, so it is given what lies there
-            margin = recipe.crop_px // 4 if warp else 0
-            planes, labels = _crop(planes, labels, recipe.crop_px + 2 * margin, generator)
-        if warp:
-            planes, labels = self._warp(planes, labels, int(generator.integers(2**31)))
+        if generator.random() < recipe.warp_prob:
+            planes, labels = _warp(planes, labels, recipe, generator)
+        elif recipe.crop_px:
+            planes, labels = _crop(planes, labels, recipe.crop_px, generator)
         if generator.random() < recipe.flip_prob:
             axes = ((-1,), (-2,), (-1, -2))[generator.integers(3)]
             planes, labels = np.flip(planes, axes), np.flip(labels, axes)
         planes = np.ascontiguousarray(planes)
+        if recipe.tint and len(planes) > 1 and generator.random() < recipe.intensity_prob:
+            planes = _tint(planes, recipe.tint, generator)
         if recipe.intensity_prob:
             planes = self._change_intensity(planes, int(generator.integers(2**31)))
         return planes, np.ascontiguousarray(labels)
-
-    def _warp(self, planes: Planes, labels: Labels, seed: int) -> tuple[Planes, Labels]:
-        recipe = self.recipe
-        size = (recipe.crop_px, recipe.crop_px) if recipe.crop_px else labels.shape
-        transform = Rand2DElasticd(
-            keys=("image", "labels"),
-            spacing=ELASTIC_SPACING_PX,
-            magnitude_range=(0.0, recipe.elastic_px),
-            prob=1.0,
-            rotate_range=float(np.deg2rad(recipe.rotate_deg)),
-            shear_range=recipe.shear,
-            scale_range=recipe.scale,
-            spatial_size=size,
-            mode=("bilinear", "nearest"),
-            padding_mode="reflection",
-        ).set_random_state(seed=seed)
-        # label numbers are whole in float32 up to 2**24
-        warped = transform({"image": planes, "labels": labels[None].astype(np.float32)})
-        image = np.asarray(warped["image"], dtype=np.float32)
-        return image, np.rint(np.asarray(warped["labels"])[0]).astype(np.int32)
 
     def _change_intensity(self, planes: Planes, seed: int) -> Planes:
         recipe, keys = self.recipe, ("image",)
@@ -106,3 +86,47 @@ def _crop(planes: Planes, labels: Labels, side: int, generator: np.random.Genera
     y = int(generator.integers(labels.shape[0] - side + 1))
     x = int(generator.integers(labels.shape[1] - side + 1))
     return planes[:, y : y + side, x : x + side], labels[y : y + side, x : x + side]
+
+
+def _warp(planes: Planes, labels: Labels, recipe: Recipe, generator: np.random.Generator) -> tuple[Planes, Labels]:
+    """A random place, rotated, zoomed, stretched and bent, in one resampling; the image is mirrored beyond its edges."""
+    height, width = (recipe.crop_px, recipe.crop_px) if recipe.crop_px else labels.shape
+    angle, across = np.deg2rad(generator.uniform(-1, 1) * recipe.rotate_deg), generator.uniform(0, np.pi)
+    zoom = recipe.zoom ** generator.uniform(-1, 1)
+    stretch = recipe.stretch ** generator.uniform(-0.5, 0.5)
+    # from the crop to the image: a rotation, then a stretch along an axis of any direction
+    axes = _rotation(across)
+    matrix = _rotation(angle) @ axes.T @ np.diag([stretch, 1 / stretch]) @ axes / zoom
+    offsets = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij")).astype(np.float64)
+    offsets -= np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
+    if recipe.elastic_px:
+        offsets += _bend(height, width, recipe.elastic_px, generator)
+    # the middle of the crop lies where a crop of this size lies within the image, if it can
+    centre = [
+        generator.uniform(min(side, crop) / 2, max(side - crop / 2, side / 2)) - 0.5
+        for side, crop in zip(labels.shape, (height / zoom, width / zoom), strict=True)
+    ]
+    ys, xs = np.tensordot(matrix, offsets, axes=1).astype(np.float32) + np.array(centre, np.float32)[:, None, None]
+    warped = [cv2.remap(plane, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101) for plane in planes]
+    # label numbers are whole in float32 up to 2**24
+    moved = cv2.remap(labels.astype(np.float32), xs, ys, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+    return np.stack(warped), np.rint(moved).astype(np.int32)
+
+
+def _rotation(angle: float) -> npt.NDArray[np.float64]:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def _bend(height: int, width: int, largest: float, generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """(2, H, W) smooth displacements; those of the control points are drawn evenly up to a largest, drawn as well."""
+    points = (height // ELASTIC_SPACING_PX + 2, width // ELASTIC_SPACING_PX + 2)
+    moves = generator.uniform(-1, 1, (2, *points)) * generator.uniform(0, largest)
+    return np.stack([cv2.resize(move, (width, height), interpolation=cv2.INTER_CUBIC) for move in moves])
+
+
+def _tint(planes: Planes, largest: float, generator: np.random.Generator) -> Planes:
+    """Change channels against each other, from the ground's end of the scale, so that the ground keeps its colour."""
+    gains = generator.uniform(1 - largest, 1 + largest, (len(planes), 1, 1)).astype(np.float32)
+    ground = np.float32(np.median(planes) > 0.5)
+    tinted: Planes = ground + (planes - ground) * gains
+    return tinted

@@ -17,10 +17,13 @@ class Recipe:
         align_corners: of the interpolation (docs/decisions/0003).
         n_channels: of the input image: 1 (grey) or 3 (RGB).
         border: `auto` adds an output for the places where cells touch, where the data has one label a cell; `no` never.
+        distance: likewise an output for the distance from a cell's edge, as a share of the largest in that cell.
         normalisation: see model.checkpoint.ModelConfig.
         min_area_px: cells smaller than this, in pixels, are dropped from answers; goes into the checkpoint.
         crop_px: side of the square crops, in pixels; 0 trains on whole images.
         crops_per_epoch: samples in an epoch; 0 is one for each image.
+        balance: draw rare kinds of image (grey or colour, dark or bright ground) more often than their share, and large
+            images more often than small ones; False takes each image in turn.
         epochs: at most.
         batch_size: samples a step, over all devices together.
         optimizer: RMSprop is the one that is built.
@@ -29,13 +32,17 @@ class Recipe:
         warmup_steps: of the cosine schedule.
         clip_norm: largest norm of the gradient; 0 leaves it as it is.
         dice_weight: weight of the soft Dice loss beside binary cross-entropy.
-        border_weight: weight of the border output's loss beside the cell output's.
+        border_weight, distance_weight: weights of these outputs' losses beside the cell output's.
         ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights themselves.
         patience: epochs without a better validation score after which a run stops; 0 never stops early.
         flip_prob: of a random flip (left-right, up-down or both).
-        warp_prob: of a random warp: rotation, scale, shear and elastic deformation in one resampling.
-        rotate_deg, shear, scale, elastic_px: largest absolute values of these; scale 0.3 is 0.7x to 1.3x.
+        warp_prob: of a random warp: rotation, zoom, stretch and elastic deformation in one resampling.
+        rotate_deg: largest rotation to either side, in degrees.
+        zoom: largest magnification, and its inverse the smallest; drawn evenly on a logarithmic scale.
+        stretch: largest ratio of the magnifications of two axes at right angles.
+        elastic_px: largest displacement of the control points of the elastic deformation, in pixels of the crop.
         intensity_prob: of each of contrast (gamma), brightness, noise and blur.
+        tint: largest relative change of one colour channel against the others; nothing to a network of one channel.
         gamma: largest exponent of contrast, and its inverse the smallest.
         brightness: largest relative change and shift of intensity.
         noise_std: largest standard deviation of Gaussian noise, as a fraction of the 1..99.8 percentile range.
@@ -47,12 +54,14 @@ class Recipe:
     width: int = 32
     bilinear: bool = True
     align_corners: bool = False
-    n_channels: int = 1
+    n_channels: int = 3
     border: Literal["auto", "no"] = "auto"
+    distance: Literal["auto", "no"] = "auto"
     normalisation: Literal["percentile", "raw", "unit"] = "percentile"
     min_area_px: int = 20
     crop_px: int = 256
     crops_per_epoch: int = 1000
+    balance: bool = True
     epochs: int = 30
     batch_size: int = 4
     optimizer: Literal["rmsprop"] = "rmsprop"
@@ -65,15 +74,17 @@ class Recipe:
     clip_norm: float = 1.0
     dice_weight: float = 1.0
     border_weight: float = 1.0
+    distance_weight: float = 1.0
     ema_decay: float = 0.995
     patience: int = 0
     flip_prob: float = 0.75
     warp_prob: float = 0.7
     rotate_deg: float = 180.0
-    shear: float = 0.1
-    scale: float = 0.35
+    zoom: float = 1.6
+    stretch: float = 1.2
     elastic_px: float = 3.0
     intensity_prob: float = 0.3
+    tint: float = 0.2
     gamma: float = 1.5
     brightness: float = 0.2
     noise_std: float = 0.08
@@ -109,10 +120,13 @@ CLASSIC = Recipe(
     width=64,
     align_corners=True,
     border="no",
+    distance="no",
     normalisation="raw",
     min_area_px=0,
+    n_channels=1,
     crop_px=0,
     crops_per_epoch=0,
+    balance=False,
     epochs=40,
     batch_size=1,
     lr=1e-5,

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -20,6 +21,10 @@ from training.targets import make_targets
 
 # Decoded images are kept up to this many bytes in all; those beyond are read again each time.
 CACHE_BYTES = 4 * 1024**3
+# Stained tissue's channels differ by more than this many grey levels of 255 on average; a camera's noise does not.
+COLOUR_LEVELS = 8
+# Apart from the laps' seeds, which are short.
+DRAWS = 1
 
 
 class PairCache:
@@ -37,11 +42,15 @@ class PairCache:
         self.pairs = list(pairs)
         self._kept: dict[int, tuple[Image, Labels]] = {}
         self.largest_side = 0
+        self._looks: list[str] = []
+        self._areas: list[int] = []
         held = 0
         digest = hashlib.sha256()
         for index, pair in enumerate(tqdm(self.pairs, desc="reading", unit="image", disable=quiet or None)):
             image, labels = pair.read()
             self.largest_side = max(self.largest_side, *labels.shape)
+            self._looks.append(_look(image))
+            self._areas.append(labels.size)
             held += image.nbytes + labels.nbytes
             digest.update(image.tobytes())
             digest.update(labels.tobytes())
@@ -51,6 +60,19 @@ class PairCache:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """(n,) how often to draw each image, of 1 in all: each look by the root of its count, large images by theirs.
+
+        Between an even draw of images, in which rare kinds are hardly seen, and one of kinds, in which a few images
+        are seen all the time.
+        """
+        looks = np.array(self._looks)
+        shares = np.sqrt(np.array(self._areas, dtype=np.float64))
+        for look, count in zip(*np.unique(looks, return_counts=True), strict=True):
+            shares[looks == look] *= np.sqrt(count) / shares[looks == look].sum()
+        balanced: npt.NDArray[np.float64] = shares / shares.sum()
+        return balanced
 
     def __getitem__(self, index: int) -> tuple[Image, Labels]:
         kept = self._kept.get(index)
@@ -73,6 +95,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         self._recipe = recipe
         self._config = config
         self._augment = Augmenter(recipe)
+        self._ends = np.cumsum(cache.shares()) if recipe.balance else None
         self.samples_per_epoch = recipe.crops_per_epoch or len(cache)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -91,8 +114,11 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(planes), torch.from_numpy(targets)
 
     def _image_index(self, epoch: int, position: int) -> int:
-        """Go through all images in a new random order, again and again."""
+        """A draw by shares; or else through all images in a new random order, again and again."""
         number = epoch * self.samples_per_epoch + position
+        if self._ends is not None:
+            draw = np.random.default_rng([self._recipe.seed, DRAWS, number]).random()
+            return min(int(np.searchsorted(self._ends, draw, side="right")), len(self._cache) - 1)
         lap, place = divmod(number, len(self._cache))
         return int(np.random.default_rng([self._recipe.seed, lap]).permutation(len(self._cache))[place])
 
@@ -120,6 +146,20 @@ class BatchKeys(Sampler[list[tuple[int, int]]]):
         for step in range(self.first_step, self.steps):
             first = step * self._batch_size
             yield [(self.epoch, first + index) for index in range(self._rank, self._batch_size, self._world)]
+
+
+def _look(image: Image) -> str:
+    """What kind of picture it seems to be: grey or colour, on dark or bright ground."""
+    # every fourth pixel of every fourth row tells enough
+    pixels = image[::4, ::4].astype(np.float32)
+    colour = False
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, :3]
+        full = 255.0 if image.dtype == np.uint8 else max(float(pixels.max()), 1e-9)
+        colour = float(np.ptp(pixels, axis=2).mean()) > COLOUR_LEVELS / 255 * full
+        pixels = pixels.mean(axis=2)
+    low, middle, high = np.percentile(pixels, (1, 50, 99))
+    return f"{'colour' if colour else 'grey'}, {'bright' if middle > (low + high) / 2 else 'dark'}"
 
 
 def _pad_to_stride(planes: Planes) -> Planes:

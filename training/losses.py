@@ -1,5 +1,7 @@
 """Binary cross-entropy and soft Dice on logits."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,21 +19,29 @@ def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1) / (total + 1)
 
 
-def segmentation_loss(logits: Tensor, targets: Tensor, *, dice_weight: float, border_weight: float) -> Tensor:
-    """The training loss.
+def segmentation_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    outputs: Sequence[str] = ("cell",),
+    dice_weight: float = 0.0,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
+    """The training loss: the sum over outputs of binary cross-entropy and, for those of 0 or 1, soft Dice.
 
     Args:
-        logits, targets: (N, K, H, W); the first map is the cell, the second, if any, the border.
+        logits, targets: (N, K, H, W); targets in [0, 1].
+        outputs: what each of the K maps means. `distance` is a share, not a class, so the cross-entropy stands alone.
         dice_weight: of soft_dice_loss beside the mean binary cross-entropy.
-        border_weight: of the border's loss beside the cell's.
+        weights: of single outputs' losses; 1 where left out.
 
     Returns:
         A scalar. With one map and dice_weight 0 it is torch.nn.BCEWithLogitsLoss.
     """
     losses = []
-    for index in range(logits.shape[1]):
+    for index, name in enumerate(outputs):
         loss = functional.binary_cross_entropy_with_logits(logits[:, index], targets[:, index])
-        if dice_weight:
+        if dice_weight and name != "distance":
             loss = loss + dice_weight * soft_dice_loss(logits[:, index].float(), targets[:, index])
-        losses.append(loss if index == 0 else border_weight * loss)
+        losses.append((weights or {}).get(name, 1.0) * loss)
     return torch.stack(losses).sum()

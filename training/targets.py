@@ -1,5 +1,8 @@
 """From truth to what the network's outputs should be."""
 
+from collections.abc import Sequence
+
+import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -10,23 +13,24 @@ from training.data import part_touching
 # A pixel is border where a square of this side around it holds two cells: narrow gaps count, wide ones don't.
 BORDER_WINDOW_PX = 5
 
-Targets = npt.NDArray[np.float32]  # (K, H, W), 0 or 1
+Targets = npt.NDArray[np.float32]  # (K, H, W), 0 to 1
 
 
-def make_targets(labels: Labels, outputs: tuple[str, ...]) -> Targets:
-    """0/1 maps for the named outputs.
+def make_targets(labels: Labels, outputs: Sequence[str]) -> Targets:
+    """Maps for the named outputs.
 
     Args:
         labels: (H, W) int32, 0 = background.
-        outputs: `("cell",)`: foreground, touching cells parted by a line of background; `("cell", "border")`: the whole
-            foreground, and the places where two cells are near each other.
+        outputs: `cell`: foreground; where it is the only one, touching cells are parted by a line of background.
+            `border`: the places where two cells are near each other. `distance`: see distance_map.
 
     Returns:
-        (len(outputs), H, W) float32.
+        (len(outputs), H, W) float32 in [0, 1].
     """
-    if outputs == ("cell",):
+    if tuple(outputs) == ("cell",):
         return part_touching(labels)[None].astype(np.float32)
-    return np.stack([labels > 0, border_map(labels)]).astype(np.float32)
+    maps = {"cell": lambda: labels > 0, "border": lambda: border_map(labels), "distance": lambda: distance_map(labels)}
+    return np.stack([maps[name]() for name in outputs]).astype(np.float32)
 
 
 def border_map(labels: Labels) -> npt.NDArray[np.bool_]:
@@ -36,3 +40,24 @@ def border_map(labels: Labels) -> npt.NDArray[np.bool_]:
     lowest = ndimage.minimum_filter(np.where(labels > 0, labels, none), BORDER_WINDOW_PX)
     border: npt.NDArray[np.bool_] = (highest > 0) & (lowest < highest)
     return border
+
+
+def distance_map(labels: Labels) -> npt.NDArray[np.float32]:
+    """(H, W) distance from each cell's edge, as a share of the largest in that cell; 0 in the background.
+
+    The picture's edge is none of the cell's: what lies beyond it is not known.
+    Source: exact Euclidean distances of cv2.distanceTransform, cell by cell, so that another cell counts as outside.
+    """
+    distance = np.zeros(labels.shape, dtype=np.float32)
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        # one pixel more, where there is one, is outside
+        around = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+        cell = labels[around] == number
+        if cell.all():  # fills the whole picture
+            distance[around] = 1.0
+            continue
+        inside = cv2.distanceTransform(cell.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance[around][cell] = inside[cell] / inside.max()
+    return distance

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import training
-from model.checkpoint import Architecture, Checkpoint, ModelConfig, write_atomically, write_checkpoint
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, Output, write_atomically, write_checkpoint
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from training.config import Recipe
@@ -158,11 +158,7 @@ class _Run:
         torch.manual_seed(recipe.seed)
         network = self.config.architecture.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if init is not None:
-            if init.config.architecture != self.config.architecture:
-                raise RunError(
-                    f"the weights to begin with are {init.config.architecture}; the recipe's {self.config.architecture}"
-                )
-            network.load_state_dict(init.state)
+            network.load_state_dict(warm_start(init, self.config, network.state_dict()))
         optimizer = RMSprop(
             network.parameters(),
             lr=recipe.lr,
@@ -236,7 +232,13 @@ class _Run:
         recipe = self.recipe
         self.network.train()
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = segmentation_loss(logits, targets, dice_weight=recipe.dice_weight, border_weight=recipe.border_weight)
+        loss = segmentation_loss(
+            logits,
+            targets,
+            outputs=self.config.outputs,
+            dice_weight=recipe.dice_weight,
+            weights={"border": recipe.border_weight, "distance": recipe.distance_weight},
+        )
         self._optimizer.zero_grad()
         self.fabric.backward(loss)
         if recipe.clip_norm:
@@ -361,10 +363,43 @@ class _Run:
             tqdm.write(f"going on with {self.folder} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}")
 
 
+def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of `init` for a network that may see colour where it saw grey, and may have other outputs.
+
+    Args:
+        init: to begin with.
+        config: of the network to train.
+        fresh: its random weights; outputs that `init` has none of keep them.
+
+    Returns:
+        A state dict for that network.
+
+    Raises:
+        RunError: the networks differ in more than that.
+    """
+    old, new = init.config.architecture, config.architecture
+    same = {"n_channels": new.n_channels, "n_classes": new.n_classes, "align_corners": new.align_corners}
+    if old.model_copy(update=same) != new or old.n_channels not in (1, new.n_channels):
+        raise RunError(f"the weights to begin with are of {old}; the recipe's are of {new}")
+    state = {name: value.clone() for name, value in init.state.items()}
+    if old.n_channels != new.n_channels:
+        # on grey pictures, whose channels are alike, the answer stays what it was
+        first = state["inc.double_conv.0.weight"]
+        state["inc.double_conv.0.weight"] = first.repeat(1, new.n_channels, 1, 1) / new.n_channels
+    for name in ("outc.conv.weight", "outc.conv.bias"):
+        rows = fresh[name].clone()
+        for row, output in enumerate(config.outputs):
+            if output in init.config.outputs:
+                rows[row] = init.state[name][init.config.outputs.index(output)]
+        state[name] = rows
+    return state
+
+
 def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> ModelConfig:
-    outputs: tuple[Literal["background", "cell", "border"], ...] = ("cell",)
-    if recipe.border == "auto" and all(pair.kind != "mask" for pair in train):
-        outputs = ("cell", "border")
+    outputs: list[Output] = ["cell"]
+    if all(pair.kind != "mask" for pair in train):
+        outputs += ["border"] if recipe.border == "auto" else []
+        outputs += ["distance"] if recipe.distance == "auto" else []
     architecture = Architecture(
         n_channels=recipe.n_channels,
         n_classes=len(outputs),
@@ -382,7 +417,7 @@ def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> M
     return ModelConfig(
         architecture=architecture,
         normalisation=recipe.normalisation,
-        outputs=outputs,
+        outputs=tuple(outputs),
         min_area_px=recipe.min_area_px,
         tile_px=tile_px,
     )
