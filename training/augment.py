@@ -5,15 +5,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from monai.transforms.compose import Compose
-from monai.transforms.intensity.dictionary import (
-    RandAdjustContrastd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-)
 
 from model.types import Labels, Planes
 from training.config import Recipe
@@ -53,26 +44,9 @@ class Augmenter:
             axes = ((-1,), (-2,), (-1, -2))[generator.integers(3)]
             planes, labels = np.flip(planes, axes), np.flip(labels, axes)
         planes = np.ascontiguousarray(planes)
-        if recipe.tint and len(planes) > 1 and generator.random() < recipe.intensity_prob:
-            planes = _tint(planes, recipe.tint, generator)
         if recipe.intensity_prob:
-            planes = self._change_intensity(planes, int(generator.integers(2**31)))
+            planes = _change_intensity(planes, recipe, generator)
         return planes, np.ascontiguousarray(labels)
-
-    def _change_intensity(self, planes: Planes, seed: int) -> Planes:
-        recipe, keys = self.recipe, ("image",)
-        transform = Compose(
-            [
-                RandAdjustContrastd(keys, prob=recipe.intensity_prob, gamma=(1 / recipe.gamma, recipe.gamma)),
-                RandScaleIntensityd(keys, factors=recipe.brightness, prob=recipe.intensity_prob),
-                RandShiftIntensityd(keys, offsets=recipe.brightness / 2, prob=recipe.intensity_prob),
-                RandGaussianSmoothd(
-                    keys, sigma_x=(0.3, recipe.blur_px), sigma_y=(0.3, recipe.blur_px), prob=recipe.intensity_prob
-                ),
-                RandGaussianNoised(keys, prob=recipe.intensity_prob, std=recipe.noise_std),
-            ]
-        ).set_random_state(seed=seed)
-        return np.asarray(transform({"image": torch.from_numpy(planes)})["image"], dtype=np.float32)
 
 
 def _crop(planes: Planes, labels: Labels, side: int, generator: np.random.Generator) -> tuple[Planes, Labels]:
@@ -89,7 +63,7 @@ def _crop(planes: Planes, labels: Labels, side: int, generator: np.random.Genera
 
 
 def _warp(planes: Planes, labels: Labels, recipe: Recipe, generator: np.random.Generator) -> tuple[Planes, Labels]:
-    """A random place, rotated, zoomed, stretched and bent, in one resampling; the image is mirrored beyond its edges."""
+    """A random place, rotated, zoomed, stretched and bent, in one resampling; mirrored beyond the edges."""
     height, width = (recipe.crop_px, recipe.crop_px) if recipe.crop_px else labels.shape
     angle, across = np.deg2rad(generator.uniform(-1, 1) * recipe.rotate_deg), generator.uniform(0, np.pi)
     zoom = recipe.zoom ** generator.uniform(-1, 1)
@@ -122,6 +96,27 @@ def _bend(height: int, width: int, largest: float, generator: np.random.Generato
     points = (height // ELASTIC_SPACING_PX + 2, width // ELASTIC_SPACING_PX + 2)
     moves = generator.uniform(-1, 1, (2, *points)) * generator.uniform(0, largest)
     return np.stack([cv2.resize(move, (width, height), interpolation=cv2.INTER_CUBIC) for move in moves])
+
+
+def _change_intensity(planes: Planes, recipe: Recipe, generator: np.random.Generator) -> Planes:
+    """Tint, contrast, brightness, blur and noise, each with the same probability."""
+    tint, contrast, scale, shift, blur, noise = generator.random(6) < recipe.intensity_prob
+    if tint and recipe.tint and len(planes) > 1:
+        planes = _tint(planes, recipe.tint, generator)
+    if contrast:
+        low, span = planes.min(), max(float(np.ptp(planes)), 1e-6)
+        planes = low + span * ((planes - low) / span) ** (recipe.gamma ** generator.uniform(-1, 1))
+    if scale:
+        planes = planes * (1 + generator.uniform(-1, 1) * recipe.brightness)
+    if shift:
+        planes = planes + generator.uniform(-1, 1) * recipe.brightness / 2
+    if blur:
+        sigma = generator.uniform(0.3, recipe.blur_px)
+        planes = np.stack([cv2.GaussianBlur(plane, (0, 0), sigma) for plane in planes])
+    if noise:
+        std = generator.uniform(0, recipe.noise_std)
+        planes = planes + std * generator.standard_normal(planes.shape, dtype=np.float32)
+    return np.ascontiguousarray(planes, dtype=np.float32)
 
 
 def _tint(planes: Planes, largest: float, generator: np.random.Generator) -> Planes:

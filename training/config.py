@@ -5,6 +5,40 @@ from typing import Any, Literal
 
 from training.errors import TrainingError
 
+# Smallest and largest value of each number. The largest are far beyond what is of use: they catch slips.
+_ALLOWED: dict[str, tuple[float, float]] = {
+    "width": (1, 1024),
+    "min_area_px": (0, 1_000_000),
+    "crop_px": (0, 4096),
+    "crops_per_epoch": (0, 10_000_000),
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 4096),
+    "lr": (0, 10),
+    "momentum": (0, 1),
+    "weight_decay": (0, 1),
+    "alpha": (0, 1),
+    "warmup_steps": (0, 1_000_000),
+    "clip_norm": (0, 1e6),
+    "dice_weight": (0, 1000),
+    "border_weight": (0, 1000),
+    "distance_weight": (0, 1000),
+    "ema_decay": (0, 1),
+    "patience": (0, 1_000_000),
+    "flip_prob": (0, 1),
+    "warp_prob": (0, 1),
+    "rotate_deg": (0, 180),
+    "zoom": (1, 8),
+    "stretch": (1, 8),
+    "elastic_px": (0, 100),
+    "intensity_prob": (0, 1),
+    "tint": (0, 1),
+    "gamma": (1, 10),
+    "brightness": (0, 1),
+    "noise_std": (0, 1),
+    "blur_px": (0.3, 20),
+    "seed": (0, 2**32 - 1),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -92,22 +126,18 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} {getattr(self, name)}; allowed is 1 or more")
+        for name, (low, high) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # false for NaN
+                raise TrainingError(f"{name} {value}; allowed is {low} to {high}")
+        if self.lr <= 0:
+            raise TrainingError(f"lr {self.lr}; allowed is more than 0")
         if self.n_channels not in (1, 3):
             raise TrainingError(f"n_channels {self.n_channels}; allowed are 1 and 3")
-        if self.crop_px < 0 or self.crop_px % 64 or self.crop_px == 64:
+        if self.crop_px % 64 or self.crop_px == 64:
             raise TrainingError(f"crop_px {self.crop_px}; allowed are 0 (whole images) and multiples of 64 from 128 on")
         if self.crop_px == 0 and self.batch_size > 1:
             raise TrainingError("batch_size of more than 1 needs crops (crop_px); whole images may differ in size")
-        for name in ("flip_prob", "warp_prob", "intensity_prob", "momentum", "alpha", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TrainingError(f"{name} {getattr(self, name)}; allowed is 0 to 1")
-        if self.min_area_px < 0:
-            raise TrainingError(f"min_area_px {self.min_area_px}; allowed is 0 or more")
-        if self.lr <= 0:
-            raise TrainingError(f"lr {self.lr}; allowed is more than 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint's card."""

@@ -29,8 +29,12 @@ def make_targets(labels: Labels, outputs: Sequence[str]) -> Targets:
     """
     if tuple(outputs) == ("cell",):
         return part_touching(labels)[None].astype(np.float32)
-    maps = {"cell": lambda: labels > 0, "border": lambda: border_map(labels), "distance": lambda: distance_map(labels)}
-    return np.stack([maps[name]() for name in outputs]).astype(np.float32)
+    make = {"cell": _foreground, "border": border_map, "distance": distance_map}
+    return np.stack([make[name](labels).astype(np.float32) for name in outputs])
+
+
+def _foreground(labels: Labels) -> npt.NDArray[np.bool_]:
+    return labels > 0
 
 
 def border_map(labels: Labels) -> npt.NDArray[np.bool_]:
@@ -59,5 +63,7 @@ def distance_map(labels: Labels) -> npt.NDArray[np.float32]:
             distance[around] = 1.0
             continue
         inside = cv2.distanceTransform(cell.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        distance[around][cell] = inside[cell] / inside.max()
+        # Squared distances are whole numbers; OpenCV's last bit depends on where in memory the picture lies.
+        exact = np.sqrt(np.rint(inside[cell] ** 2))
+        distance[around][cell] = exact / exact.max()
     return distance

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from training.augment import Augmenter
 from training.config import CLASSIC, Recipe
@@ -65,3 +67,37 @@ def test_the_classic_recipe_flips_whole_images_in_all_four_ways_and_does_nothing
         assert np.array_equal(image[0], truth)
         seen.add(truth.tobytes())
     assert seen == set(ways.values())
+
+
+def test_zoom_keeps_shapes_and_stays_within_its_limits(tiny_recipe: Recipe) -> None:
+    labels = np.zeros((400, 400), np.int32)
+    labels[180:220, 180:220] = 1
+    planes = (labels > 0)[None].astype(np.float32)
+    recipe = replace(tiny_recipe, crop_px=384, warp_prob=1.0, zoom=2.0, stretch=1.0, elastic_px=0.0, intensity_prob=0.0)
+    areas = []
+    for seed in range(40):
+        _, moved = Augmenter(recipe)(planes, labels, seed=seed)
+        pieces, number = ndimage.label(moved)
+        areas += [int((pieces == piece).sum()) for piece in range(1, number + 1)]
+        places = np.argwhere(moved).astype(np.float32)
+        if number == 1 and places.min() > 0 and places.max() < 383:
+            # a square stays a square, whichever way it is turned
+            _, (long, short), _ = cv2.minAreaRect(places)
+            assert max(long, short) / min(long, short) < 1.15
+    assert max(areas) <= 1.05 * 4 * 1600
+    assert max(areas) > 2.5 * 1600
+    assert min(areas) < 0.6 * 1600
+
+
+def test_a_tint_keeps_the_ground_and_changes_channels_against_each_other(tiny_recipe: Recipe) -> None:
+    recipe = replace(
+        tiny_recipe, crop_px=0, batch_size=1, warp_prob=0.0, flip_prob=0.0, intensity_prob=1.0, tint=0.3,
+        gamma=1.0, brightness=0.0, noise_std=0.0,
+    )  # fmt: skip
+    planes, labels = picture()
+    for ground in (0.0, 1.0):
+        grey = np.repeat(abs(np.float32(ground) - planes), 3, axis=0)
+        changed, _ = Augmenter(recipe)(grey, labels, seed=4)
+        far = ndimage.minimum_filter(labels == 0, 15)  # blur does not reach it
+        np.testing.assert_allclose(changed[:, far], ground, atol=1e-4)
+        assert np.ptp(changed[:, labels == 3].mean(axis=1)) > 0.02

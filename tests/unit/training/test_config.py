@@ -1,8 +1,10 @@
 """Recipes: the tutorial's numbers, and what is refused."""
 
+from dataclasses import fields
+
 import pytest
 
-from training.config import CLASSIC, make_recipe
+from training.config import CLASSIC, Recipe, make_recipe
 from training.errors import TrainingError
 
 
@@ -26,12 +28,31 @@ def test_each_number_can_be_overridden() -> None:
         ({"flip_prob": 1.5}, "flip_prob 1.5"),
         ({"lr": 0.0}, "lr 0.0"),
         ({"width": 0}, "width 0"),
+        ({"width": 2000}, "width 2000; allowed is 1 to 1024"),
+        ({"crops_per_epoch": -5}, "crops_per_epoch -5"),
+        ({"lr": float("nan")}, "lr nan"),
+        ({"lr": float("inf")}, "lr inf"),
+        ({"gamma": 0.0}, "gamma 0.0"),
+        ({"zoom": 0.5}, "zoom 0.5; allowed is 1 to 8"),
+        ({"patience": -1}, "patience -1"),
+        ({"seed": -1}, "seed -1"),
         ({"n_channels": 2}, "n_channels 2"),
     ],
 )
 def test_what_is_not_allowed_is_named(overrides: dict[str, float], said: str) -> None:
     with pytest.raises(TrainingError, match=said):
         make_recipe("default", overrides)
+
+
+def test_every_number_has_its_range() -> None:
+    for field in fields(Recipe):
+        if (
+            isinstance(field.default, int | float)
+            and not isinstance(field.default, bool)
+            and field.name != "n_channels"
+        ):
+            with pytest.raises(TrainingError, match=f"{field.name} .*allowed"):
+                make_recipe("default", {field.name: float("nan")})
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.targets import border_map, make_targets
+from training.targets import border_map, distance_map, make_targets
 
 
 def two_cells(gap: int) -> np.ndarray:
@@ -34,3 +34,28 @@ def test_one_output_parts_touching_cells_two_outputs_keep_the_whole_foreground()
     cell, border = make_targets(labels, ("cell", "border"))
     assert np.array_equal(cell, labels > 0)
     assert np.array_equal(border, border_map(labels))
+
+
+def test_distance_is_that_from_the_cells_own_edge_as_a_share_of_its_largest() -> None:
+    labels = np.zeros((9, 16), np.int32)
+    labels[1:8, 1:8] = 3  # 7 x 7 px: 1, 2, 3 and 4 px from outside
+    labels[1:8, 8:15] = 1  # touches it
+    rings = np.minimum.outer(np.array([1, 2, 3, 4, 3, 2, 1]), np.array([1, 2, 3, 4, 3, 2, 1])) / 4
+    expected = np.zeros((9, 16))
+    expected[1:8, 1:8] = expected[1:8, 8:15] = rings
+    np.testing.assert_allclose(distance_map(labels), expected, rtol=1e-6)
+
+
+def test_the_pictures_edge_is_not_the_cells() -> None:
+    labels = np.zeros((5, 8), np.int32)
+    labels[:, :4] = 1
+    np.testing.assert_allclose(distance_map(labels)[2], [1, 0.75, 0.5, 0.25, 0, 0, 0, 0])
+    assert (distance_map(np.ones((5, 8), np.int32)) == 1).all()
+
+
+def test_outputs_come_in_the_order_of_their_names() -> None:
+    labels = two_cells(gap=0)
+    distance, cell, border = make_targets(labels, ("distance", "cell", "border"))
+    assert np.array_equal(cell, labels > 0)
+    assert np.array_equal(border, border_map(labels))
+    assert np.array_equal(distance, distance_map(labels))

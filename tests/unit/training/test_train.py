@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import read_checkpoint
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
 from model.unet import UNet
 from training.config import CLASSIC, Recipe
@@ -18,7 +18,7 @@ from training.data import find_pairs, split_pairs
 from training.dataset import BatchKeys
 from training.errors import RunError
 from training.synthesize import synthesize
-from training.train import fit
+from training.train import fit, warm_start
 
 
 def run(cells: Path, recipe: Recipe, folder: Path, *, max_steps: int | None = None, quiet: bool = True) -> bool:
@@ -89,7 +89,7 @@ def test_training_learns_and_keeps_the_best_epoch_by_validation_dice(
     checkpoint = read_checkpoint(tmp_path / "o.pth")
     assert checkpoint.card["scores"]["validation"]["dice"] == pytest.approx(result.progress.best_dice, abs=1e-4)
     assert checkpoint.card["recipe"] == recipe.to_dict()
-    assert checkpoint.config.outputs == ("cell", "border")
+    assert checkpoint.config.outputs == ("cell", "border", "distance")
     assert set(checkpoint.card["split"]["train"]).isdisjoint(checkpoint.card["split"]["validation"])
     for name in ("curves.png", "overlays.png"):
         assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")
@@ -250,11 +250,29 @@ def test_a_run_can_begin_with_weights_and_refuses_those_of_another_architecture(
     )
     begun = read_checkpoint(tmp_path / "b.pth")
     assert torch.equal(begun.state["outc.conv.weight"], init.state["outc.conv.weight"])
+    turned = warm_start(init, init.config.model_copy(update={"outputs": ("distance", "cell", "border")}), init.state)
+    assert torch.equal(turned["outc.conv.weight"], init.state["outc.conv.weight"][[2, 0, 1]])
     with pytest.raises(RunError, match="width=8"):
         fit(
             train, validation, replace(tiny_recipe, width=8), out=tmp_path / "c.pth", run_folder=tmp_path / "c",
             device="cpu", quiet=True, init=init,
         )  # fmt: skip
+
+
+def test_grey_weights_answer_grey_pictures_alike_in_a_network_for_colour(cells: Path, tiny_recipe: Recipe) -> None:
+    architecture = Architecture(n_channels=1, n_classes=1, width=4, align_corners=False)
+    old = ModelConfig(architecture=architecture, outputs=("cell",))
+    new = ModelConfig(
+        architecture=architecture.model_copy(update={"n_channels": 3, "n_classes": 2}), outputs=("border", "cell")
+    )
+    network = architecture.build().eval()
+    grown = new.architecture.build().eval()
+    fresh = grown.state_dict()["outc.conv.weight"][0].clone()
+    grown.load_state_dict(warm_start(Checkpoint(network.state_dict(), old, {}, ""), new, grown.state_dict()))
+    grey = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(grown(grey.repeat(1, 3, 1, 1))[:, 1:], network(grey), rtol=1e-4, atol=1e-5)
+    assert torch.equal(grown.state_dict()["outc.conv.weight"][0], fresh)
 
 
 def test_a_missing_data_folder_ends_with_one_line_and_status_2(tmp_path: Path) -> None:
