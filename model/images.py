@@ -163,12 +163,11 @@ def encode_png(pixels: npt.NDArray[Any], text: Mapping[str, str] | None = None) 
     return buffer.getvalue()
 
 
-def draw_overlay(image: Image, labels: Labels) -> npt.NDArray[np.uint8]:
-    """The image in 8 bits with the outline of each cell in yellow.
+def to_display(image: Image) -> npt.NDArray[np.uint8]:
+    """The image in 8 bits, stretched from its 1st to its 99.8th percentile.
 
     Args:
-        image: as decoded; stretched from its 1st to its 99.8th percentile for display.
-        labels: (H, W), 0 = background.
+        image: as decoded, (H, W) or (H, W, C).
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -178,7 +177,20 @@ def draw_overlay(image: Image, labels: Labels) -> npt.NDArray[np.uint8]:
     colour = image.ndim == 3 and image.shape[2] >= 3
     planes = preprocess(image, n_channels=3 if colour else 1, normalisation="percentile")
     grey = np.clip(planes * 255, 0, 255).astype(np.uint8)
-    picture = np.ascontiguousarray(np.broadcast_to(grey, (3, *grey.shape[1:])).transpose(1, 2, 0))
+    return np.ascontiguousarray(np.broadcast_to(grey, (3, *grey.shape[1:])).transpose(1, 2, 0))
+
+
+def draw_overlay(image: Image, labels: Labels) -> npt.NDArray[np.uint8]:
+    """The image as in to_display, with the outline of each cell in yellow.
+
+    Args:
+        image: as decoded.
+        labels: (H, W), 0 = background.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    picture = to_display(image)
     # the inner outline: pixels of a cell with a neighbour that is not of it; beyond the edge counts as the same cell
     edge = np.zeros(labels.shape, dtype=np.bool_)
     for axis in (0, 1):

@@ -1,10 +1,49 @@
 """How well a prediction agrees with the truth; truth first, as everywhere in the field."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, sparse
+from scipy import ndimage, optimize, sparse
+from skimage.segmentation import watershed
 
 from model.types import Labels, Mask
+
+Counts = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class CellScores:
+    """Scores of one image's cells.
+
+    Attributes:
+        counts: IoU threshold to (tp, fp, fn), see match_counts.
+        aji: aggregated Jaccard index, in [0, 1]: intersections over unions, both summed over true cells, each with the
+            cell found that overlaps it best by IoU; cells found that are nobody's best count into the union.
+            Source: Kumar et al., IEEE TMI 2017, doi:10.1109/TMI.2017.2677499.
+        pq: panoptic quality, in [0, 1]: the sum of the IoU of matches above 0.5 over tp + (fp + fn) / 2.
+            Source: Kirillov et al., CVPR 2019, arXiv:1801.00868.
+    """
+
+    counts: dict[float, Counts]
+    aji: float
+    pq: float
+
+
+@dataclass(frozen=True)
+class RegionScores:
+    """How alike two partitions of the same pixels are; 1 is alike, and each has its split and merge side in it.
+
+    Attributes:
+        v_rand: foreground-restricted Rand F-score.
+        v_info: foreground-restricted information F-score.
+
+    Source: Arganda-Carreras et al., Front. Neuroanat. 2015, doi:10.3389/fnana.2015.00142, with alpha 0.5.
+    """
+
+    v_rand: float
+    v_info: float
 
 
 def dice(y_true: Mask, y_pred: Mask) -> float:
@@ -21,7 +60,7 @@ def iou(y_true: Mask, y_pred: Mask) -> float:
     return int((y_true & y_pred).sum()) / union if union else 1.0
 
 
-def match_counts(y_true: Labels, y_pred: Labels, threshold: float) -> tuple[int, int, int]:
+def match_counts(y_true: Labels, y_pred: Labels, threshold: float) -> Counts:
     """Match cells one to one, as many as can be at an IoU of at least `threshold`.
 
     Args:
@@ -33,33 +72,122 @@ def match_counts(y_true: Labels, y_pred: Labels, threshold: float) -> tuple[int,
 
     Source: the matching of Schmidt et al., MICCAI 2018 (StarDist): linear assignment by IoU above the threshold.
     """
-    overlap = _iou_matrix(y_true, y_pred)
-    n_true, n_pred = overlap.shape
-    if min(n_true, n_pred) == 0:
-        return 0, n_pred, n_true
-    # first of all as many pairs as can be, then the largest IoU
-    costs = -(overlap >= threshold).astype(float) - overlap / (2 * min(n_true, n_pred))
-    rows, columns = optimize.linear_sum_assignment(costs)
-    tp = int((overlap[rows, columns] >= threshold).sum())
-    return tp, n_pred - tp, n_true - tp
+    return _match(_Overlap(y_true, y_pred).iou, threshold)
 
 
-def average_precision(counts: tuple[int, int, int]) -> float:
+def score_cells(y_true: Labels, y_pred: Labels, thresholds: Sequence[float]) -> CellScores:
+    """All scores of one image's cells at once.
+
+    Args:
+        y_true, y_pred: (H, W) integer, 0 = background.
+        thresholds: of the IoU, in (0, 1], to count matches at.
+
+    Returns:
+        The scores; 1 where there is nothing to find and nothing found.
+    """
+    overlap = _Overlap(y_true, y_pred)
+    return CellScores({value: _match(overlap.iou, value) for value in thresholds}, _aji(overlap), _pq(overlap))
+
+
+def score_regions(y_true: Labels, y_pred: Labels) -> RegionScores:
+    """Compare two partitions where there are true cells; other pixels do not count.
+
+    Args:
+        y_true: (H, W) integer, 0 = not to be counted.
+        y_pred: (H, W) integer; 0 is a region like others, so close its gaps by grow_regions first.
+
+    Raises:
+        ValueError: other shapes, or no pixel to count.
+    """
+    _same_shape(y_true, y_pred)
+    counted = y_true > 0
+    n = int(counted.sum())
+    if n == 0:
+        raise ValueError("the truth has no region")
+    _, true_index = np.unique(y_true[counted], return_inverse=True)
+    _, pred_index = np.unique(y_pred[counted], return_inverse=True)
+    joint = sparse.coo_array((np.full(n, 1 / n), (true_index, pred_index))).tocsr()
+    parts, true_share, pred_share = (np.asarray(v, dtype=np.float64) for v in (joint.data, joint.sum(1), joint.sum(0)))
+    v_rand = (parts**2).sum() / (0.5 * (true_share**2).sum() + 0.5 * (pred_share**2).sum())
+    true_entropy, pred_entropy, both = _entropy(true_share), _entropy(pred_share), _entropy(parts)
+    total = true_entropy + pred_entropy
+    # two partitions of one region each carry no information, and agree
+    v_info = 2 * (true_entropy + pred_entropy - both) / total if total > 1e-12 else 1.0
+    return RegionScores(float(v_rand), float(v_info))
+
+
+def grow_regions(mask: Mask) -> Labels:
+    """The 4-connected regions of a mask, grown at an even pace until no pixel between them is left: thin borders.
+
+    Returns:
+        (H, W) int32, 1..n; all 0 where the mask is empty.
+    """
+    regions, n = ndimage.label(mask)
+    if n == 0:
+        return regions.astype(np.int32)
+    grown: Labels = watershed(np.zeros(mask.shape, np.uint8), markers=regions)  # type: ignore[no-untyped-call]
+    return grown.astype(np.int32)
+
+
+def average_precision(counts: Counts) -> float:
     """tp / (tp + fp + fn), the AP of the cell-segmentation papers; 1.0 where nothing is to find and nothing found."""
     total = sum(counts)
     return counts[0] / total if total else 1.0
 
 
-def _iou_matrix(y_true: Labels, y_pred: Labels) -> npt.NDArray[np.float64]:
-    _same_shape(y_true, y_pred)
-    true_ids, true_index = np.unique(y_true, return_inverse=True)
-    pred_ids, pred_index = np.unique(y_pred, return_inverse=True)
-    shared = sparse.coo_array(
-        (np.ones(y_true.size), (true_index.ravel(), pred_index.ravel())), shape=(true_ids.size, pred_ids.size)
-    ).toarray()
-    union = shared.sum(1, keepdims=True) + shared.sum(0, keepdims=True) - shared
-    overlap: npt.NDArray[np.float64] = (shared / union)[true_ids != 0][:, pred_ids != 0]
-    return overlap
+class _Overlap:
+    """Shared pixels of each true cell with each predicted one, their areas, and the IoU from these."""
+
+    def __init__(self, y_true: Labels, y_pred: Labels) -> None:
+        _same_shape(y_true, y_pred)
+        true_ids, true_index = np.unique(y_true, return_inverse=True)
+        pred_ids, pred_index = np.unique(y_pred, return_inverse=True)
+        table = sparse.coo_array(
+            (np.ones(y_true.size), (true_index.ravel(), pred_index.ravel())), shape=(true_ids.size, pred_ids.size)
+        ).toarray()
+        of_true, of_pred = true_ids != 0, pred_ids != 0
+        self.shared = table[of_true][:, of_pred]
+        self.true_area, self.pred_area = table.sum(1)[of_true], table.sum(0)[of_pred]
+        self.union = self.true_area[:, None] + self.pred_area - self.shared
+        self.iou = self.shared / self.union
+
+
+def _match(iou_table: npt.NDArray[np.float64], threshold: float) -> Counts:
+    n_true, n_pred = iou_table.shape
+    if min(n_true, n_pred) == 0:
+        return 0, n_pred, n_true
+    # first of all as many pairs as can be, then the largest IoU
+    costs = -(iou_table >= threshold).astype(float) - iou_table / (2 * min(n_true, n_pred))
+    rows, columns = optimize.linear_sum_assignment(costs)
+    tp = int((iou_table[rows, columns] >= threshold).sum())
+    return tp, n_pred - tp, n_true - tp
+
+
+def _aji(overlap: _Overlap) -> float:
+    n_true, n_pred = overlap.iou.shape
+    if n_true == 0 or n_pred == 0:
+        return float(n_true == n_pred)
+    rows = np.arange(n_true)
+    best = overlap.iou.argmax(axis=1)
+    met = overlap.shared[rows, best] > 0
+    shared = overlap.shared[rows, best][met].sum()
+    # a true cell that meets none counts with its own area
+    union = overlap.union[rows, best][met].sum() + overlap.true_area[~met].sum()
+    nobodys = np.setdiff1d(np.arange(n_pred), best[met])
+    return float(shared / (union + overlap.pred_area[nobodys].sum()))
+
+
+def _pq(overlap: _Overlap) -> float:
+    n_true, n_pred = overlap.iou.shape
+    if n_true + n_pred == 0:
+        return 1.0
+    matched = overlap.iou > 0.5  # at most one partner each, by arithmetic
+    return float(overlap.iou[matched].sum() / (matched.sum() + 0.5 * (n_true + n_pred - 2 * matched.sum())))
+
+
+def _entropy(shares: npt.NDArray[np.float64]) -> float:
+    some = shares[shares > 0]
+    return float(-(some * np.log(some)).sum())
 
 
 def _same_shape(y_true: npt.NDArray[np.generic], y_pred: npt.NDArray[np.generic]) -> None:

@@ -72,20 +72,38 @@ def _fit(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from model.segmenter import load_segmenter
     from training.data import find_pairs
+    from training.dataset import PairCache
     from training.evaluate import evaluate
 
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise TrainingError(f"threshold {options.threshold}; allowed is 0 to 1")
     pairs = find_pairs(options.data)
     if options.only is not None:
         pairs = _choose(pairs, options.only)
     segmenter = load_segmenter(options.weights, device=options.device)
-    scores = evaluate(segmenter, pairs, threshold=options.threshold, quiet=options.quiet)
+    cache = PairCache(pairs, quiet=options.quiet)
+    scores = evaluate(segmenter, cache, threshold=options.threshold, regions=True, quiet=options.quiet)
+    title = f"{options.weights} on {len(pairs)} images of {options.data}"
+    if options.report is not None:
+        from training.report import write_report
+
+        write_report(options.report, title=title, segmenter=segmenter, cache=cache, scores=scores)
     if options.json:
-        print(json.dumps(scores.summary() | {"images": [vars(image) for image in scores.images]}, indent=2))
+        details = {"curve": scores.curve, "images": [vars(image) for image in scores.images]}
+        print(json.dumps(scores.summary() | details, indent=2))
         return 0
-    print(f"{options.weights} on {len(pairs)} images of {options.data}")
+    print(title)
     print(f"threshold {scores.threshold:.2f}  Dice {scores.dice:.4f}  IoU {scores.iou:.4f}")
-    for key, value in scores.ap.items():
-        print(f"AP at IoU {key}: {value:.4f}")
+    if scores.cells is not None:
+        for key, value in scores.cells.ap.items():
+            print(f"AP at IoU {key}: {value:.4f}  mean over images {scores.cells.ap_per_image[key]:.4f}")
+        print(f"AJI {scores.cells.aji:.4f}  PQ {scores.cells.pq:.4f}")
+    if scores.regions is not None:
+        for name, value in vars(scores.regions).items():
+            print(f"{name} {value:.4f}")
+    for name, look in scores.looks.items():
+        ap = f"  AP at IoU 0.5: {look['ap']['0.5']:.4f}" if "ap" in look else ""
+        print(f"{name}: {look['n_images']} images  Dice {look['dice']:.4f}{ap}")
     for image in sorted(scores.images, key=lambda image: image.dice)[:5]:
         print(f"worst: {image.name} Dice {image.dice:.4f}")
     return 0
@@ -161,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--precision", choices=("32-true", "16-mixed", "bf16-mixed"))
     fit.add_argument("--init", type=Path, help="weights to begin with instead of random ones")
     fit.add_argument("--workers", type=int, default=0, help="processes that prepare samples")
-    fit.add_argument("--max-steps", type=int, help="stop after so many more steps; the same command goes on")
+    fit.add_argument("--max-steps", type=_positive, help="stop after so many more steps; the same command goes on")
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
     group = fit.add_argument_group("numbers of the recipe", "each overrides the recipe's own")
     hints = get_type_hints(Recipe)
@@ -175,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("data", type=Path)
     evaluate.add_argument("--only", type=Path, help="file of image names, a line each, that are scored")
     evaluate.add_argument("--threshold", type=float, help="0 to 1; the checkpoint's own if left out")
+    evaluate.add_argument("--report", type=Path, help="write an HTML page with tables and the worst images")
     evaluate.add_argument("--json", action="store_true", help="print everything, each image's scores too")
     _add_common(evaluate)
 
@@ -199,6 +218,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; allowed is 1 or more")
+    return value
 
 
 def _add_number(group: Any, name: str, hint: Any) -> None:

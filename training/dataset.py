@@ -31,7 +31,7 @@ class PairCache:
     """Reads each pair once, keeping what fits; a broken file is found before training starts.
 
     Args:
-        pairs: to be read now.
+        pairs: to be read now; kept as `pairs`, and what kind of picture each seems to be as `looks`.
         quiet: no progress bar.
 
     Raises:
@@ -42,14 +42,14 @@ class PairCache:
         self.pairs = list(pairs)
         self._kept: dict[int, tuple[Image, Labels]] = {}
         self.largest_side = 0
-        self._looks: list[str] = []
+        self.looks: list[str] = []
         self._areas: list[int] = []
         held = 0
         digest = hashlib.sha256()
         for index, pair in enumerate(tqdm(self.pairs, desc="reading", unit="image", disable=quiet or None)):
             image, labels = pair.read()
             self.largest_side = max(self.largest_side, *labels.shape)
-            self._looks.append(_look(image))
+            self.looks.append(_look(image))
             self._areas.append(labels.size)
             held += image.nbytes + labels.nbytes
             digest.update(image.tobytes())
@@ -67,7 +67,7 @@ class PairCache:
         Between an even draw of images, in which rare kinds are hardly seen, and one of kinds, in which a few images
         are seen all the time.
         """
-        looks = np.array(self._looks)
+        looks = np.array(self.looks)
         shares = np.sqrt(np.array(self._areas, dtype=np.float64))
         for look, count in zip(*np.unique(looks, return_counts=True), strict=True):
             shares[looks == look] *= np.sqrt(count) / shares[looks == look].sum()

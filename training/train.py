@@ -273,7 +273,8 @@ class _Run:
             segmenter = Segmenter(checkpoint, runtime)
             scores = evaluate(segmenter, self._validation, tune=True, quiet=self.quiet)
             record |= {"val_dice": scores.dice, "val_iou": scores.iou, "threshold": scores.threshold}
-            record |= {f"val_ap{key}": value for key, value in scores.ap.items() if key in ("0.5", "0.7", "0.9")}
+            if scores.cells is not None:
+                record |= {f"val_ap{key}": scores.cells.ap[key] for key in ("0.5", "0.7", "0.9", "mean")}
             record["lr"] = float(self._schedule.get_last_lr()[0])
             if writer is not None:
                 for name, value in record.items():

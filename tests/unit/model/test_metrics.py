@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
+from skimage.metrics import adapted_rand_error, variation_of_information
 
-from model.metrics import average_precision, dice, iou, match_counts
+from model.metrics import average_precision, dice, grow_regions, iou, match_counts, score_cells, score_regions
 
 A = np.array([[1, 1, 0, 0], [1, 1, 0, 0]], dtype=bool)
 B = np.array([[0, 1, 1, 0], [0, 1, 1, 0]], dtype=bool)
@@ -88,3 +90,71 @@ def test_the_numbers_of_the_cells_do_not_matter(seed: int, threshold: float) -> 
     assert (tp, fn, fp) == counts  # truth and prediction change places
     assert counts[0] + counts[2] == len(np.unique(y_true[y_true > 0]))
     assert counts[0] + counts[1] == len(np.unique(y_pred[y_pred > 0]))
+
+
+def three_cells() -> tuple[np.ndarray, np.ndarray]:
+    """Found: the first exactly, half of the second (IoU 8 / 24), not the third, and one that is none."""
+    y_true = np.zeros((10, 30), dtype=np.int32)
+    y_true[0:4, 0:4], y_true[0:4, 10:14], y_true[6:10, 0:4] = 1, 2, 3
+    y_pred = np.zeros_like(y_true)
+    y_pred[0:4, 0:4], y_pred[0:4, 12:16], y_pred[6:10, 20:25] = 1, 2, 3
+    return y_true, y_pred
+
+
+def test_aji_and_pq_of_a_case_worked_out_by_hand() -> None:
+    scores = score_cells(*three_cells(), (0.3, 0.5))
+    # shared 16 + 8; unions 16 + 24, the third true cell 16, and the one that is none 20
+    assert scores.aji == pytest.approx(24 / (16 + 24 + 16 + 20))
+    # one match with an IoU of 1, two false positives, two false negatives
+    assert scores.pq == pytest.approx(1 / (1 + 2 / 2 + 2 / 2))
+    assert scores.counts == {0.3: (2, 1, 1), 0.5: (1, 2, 2)}
+
+
+def test_scores_of_cells_where_there_is_none() -> None:
+    empty, full = np.zeros((3, 3), dtype=np.int32), np.ones((3, 3), dtype=np.int32)
+    for y_true, y_pred, expected in ((empty, empty, 1.0), (full, empty, 0.0), (empty, full, 0.0), (full, full, 1.0)):
+        scores = score_cells(y_true, y_pred, (0.5,))
+        assert (scores.aji, scores.pq) == (expected, expected)
+
+
+def test_rand_and_information_of_a_case_worked_out_by_hand() -> None:
+    # truth: two regions of 4 px; found: one region of 6 px over all of the first and half of the second
+    y_true = np.array([[1, 1, 1, 1, 0, 2, 2, 2, 2]], dtype=np.int32)
+    y_pred = np.array([[5, 5, 5, 5, 5, 5, 5, 7, 7]], dtype=np.int32)
+    scores = score_regions(y_true, y_pred)
+    # shares: 4/8, 2/8, 2/8 together; 4/8 and 4/8 of the truth; 6/8 and 2/8 found
+    assert scores.v_rand == pytest.approx((16 + 4 + 4) / (0.5 * (16 + 16) + 0.5 * (36 + 4)))
+    entropy = [-sum(p * np.log(p) for p in shares) for shares in ((0.5, 0.5), (0.75, 0.25), (0.5, 0.25, 0.25))]
+    assert scores.v_info == pytest.approx(2 * (entropy[0] + entropy[1] - entropy[2]) / (entropy[0] + entropy[1]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rand_and_information_agree_with_scikit_image(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    y_true = ndimage.label(ndimage.gaussian_filter(generator.random((120, 120)), 4) > 0.5)[0].astype(np.int32)
+    y_pred = grow_regions(ndimage.gaussian_filter(generator.random((120, 120)), 3) > 0.5)
+    scores = score_regions(y_true, y_pred)
+    # scikit-image counts pairs of different pixels, the published score pairs with repetition
+    assert scores.v_rand == pytest.approx(1 - adapted_rand_error(y_true, y_pred)[0], abs=2e-3)  # type: ignore[no-untyped-call]
+    counted = y_true > 0
+    more, less = variation_of_information(y_true[counted], y_pred[counted])  # type: ignore[no-untyped-call]
+    shares = [np.unique(labels[counted], return_counts=True)[1] / counted.sum() for labels in (y_true, y_pred)]
+    total = sum(-(share * np.log2(share)).sum() for share in shares)
+    assert scores.v_info == pytest.approx((total - more - less) / total)
+
+
+def test_alike_partitions_score_1_whatever_their_numbers() -> None:
+    y_true = np.array([[1, 1, 2, 0], [3, 3, 2, 0]], dtype=np.int32)
+    y_pred = np.array([[9, 9, 4, 1], [7, 7, 4, 2]], dtype=np.int32)
+    scores = score_regions(y_true, y_pred)
+    assert [scores.v_rand, scores.v_info] == pytest.approx([1, 1])
+    one = np.ones((2, 2), dtype=np.int32)
+    assert score_regions(one, one).v_info == 1
+    with pytest.raises(ValueError, match="no region"):
+        score_regions(one * 0, one)
+
+
+def test_regions_grow_until_they_meet() -> None:
+    mask = np.array([[1, 0, 0, 0, 0, 1]], dtype=bool)
+    np.testing.assert_array_equal(grow_regions(mask), [[1, 1, 1, 2, 2, 2]])
+    assert not grow_regions(np.zeros((3, 3), dtype=bool)).any()

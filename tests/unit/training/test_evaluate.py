@@ -1,5 +1,6 @@
 """Scores of known answers, through the real segmenter."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,18 @@ def test_dice_iou_and_ap_are_those_computed_by_hand(folder: Path) -> None:
     assert scores.dice == pytest.approx(0.75)
     # a: one match. b: an IoU of exactly 0.5 matches at 0.5, and one false positive
     assert scores.images[1].counts["0.5"] == (1, 1, 0)
-    assert scores.ap["0.5"] == pytest.approx(2 / 3)
-    assert scores.ap["0.9"] == pytest.approx(1 / (1 + 2 + 1))
+    assert scores.cells is not None
+    assert scores.cells.ap["0.5"] == pytest.approx(2 / 3)
+    assert scores.cells.ap["0.9"] == pytest.approx(1 / (1 + 2 + 1))
+    assert scores.cells.ap["mean"] == pytest.approx((2 / 3 + 4 * 1 / 4) / 5)
+    # each image alone: a is perfect, b has one of two at 0.5 and none of three above
+    assert scores.cells.ap_per_image["0.5"] == pytest.approx((1 + 1 / 2) / 2)
+    assert scores.cells.ap_per_image["0.9"] == pytest.approx((1 + 0) / 2)
+    assert scores.looks == {
+        "grey, dark": {
+            "n_images": 2, "dice": scores.dice, "iou": scores.iou, "ap": scores.cells.ap,
+        }
+    }  # fmt: skip
 
 
 def test_tuning_finds_the_threshold_with_the_best_dice(folder: Path) -> None:
@@ -69,7 +80,8 @@ def test_tuning_finds_the_threshold_with_the_best_dice(folder: Path) -> None:
 
 def test_a_summary_is_plain_and_has_no_single_images(folder: Path) -> None:
     summary = evaluate(segmenter(), find_pairs(folder), quiet=True).summary()
-    assert set(summary) == {"threshold", "dice", "iou", "ap", "n_images"}
+    assert set(summary) == {"threshold", "dice", "iou", "cells", "looks", "n_images"}
+    assert json.loads(json.dumps(summary)) == summary
     assert summary["n_images"] == 2
 
 
@@ -79,8 +91,26 @@ def test_binary_truth_has_no_ap(tmp_path: Path) -> None:
     write(tmp_path / "image" / "a.png", mask)
     write(tmp_path / "label" / "a.png", mask)
     scores = evaluate(segmenter(), find_pairs(tmp_path), quiet=True)
-    assert scores.ap == {}
+    assert scores.cells is None
     assert scores.dice == 1.0
+
+
+def test_regions_of_a_binary_truth(tmp_path: Path) -> None:
+    """Two cells parted by a membrane of 2 px; found with a gap in it that closes above 0.6."""
+    truth = np.full((20, 42), 255, np.uint8)
+    truth[:, 20:22] = 0
+    image = truth.copy()
+    image[8:12, 20:22] = 150
+    write(tmp_path / "image" / "a.png", image)
+    write(tmp_path / "label" / "a.png", truth)
+    scores = evaluate(segmenter(0.5), find_pairs(tmp_path), regions=True, quiet=True)
+    assert scores.regions is not None
+    # one region where two equal ones are: 2 * 1/4 against the mean of 2 * 1/4 and 1
+    assert scores.regions.v_rand == pytest.approx(0.5 / 0.75)
+    assert scores.regions.best_v_rand == pytest.approx(1)
+    assert [scores.regions.v_info, scores.regions.best_v_info] == pytest.approx([0, 1])
+    assert scores.regions.pixel_error == pytest.approx(1 - 2 * 800 / (800 + 808))
+    assert scores.regions.best_pixel_error == pytest.approx(0)
 
 
 def test_specks_below_the_checkpoint_s_least_area_count_neither_in_the_mask_nor_as_cells(folder: Path) -> None:
