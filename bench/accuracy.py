@@ -1,6 +1,6 @@
-"""Score a running server on the validation images that its model's card names, through HTTP as a user would.
+"""Score a running server on validation images, through HTTP as a user would.
 
-    python bench/accuracy.py DATA [--url http://127.0.0.1:8000] [--model best_model]
+    python bench/accuracy.py DATA --only docs/splits/dsb2018.txt [--url http://127.0.0.1:8000] [--model best_model]
 
 DATA has image/ and instances/ or label/. Prints the mean Dice of the masks beside the one that the card states, and
 the AP of the labels.
@@ -23,17 +23,16 @@ def main() -> None:
     """Post each image twice, for the mask and for the labels."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--only", type=Path, required=True, help="file of image names, a line each, that are scored")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="best_model")
     options = parser.parse_args()
     with httpx.Client(base_url=options.url, timeout=300) as client:
         card = client.get(f"/models/{options.model}").raise_for_status().json()["card"]
-        names = set(card["split"]["validation"])
+        names = set(options.only.read_text().split())
         pairs = [pair for pair in find_pairs(options.data) if pair.name in names]
         if len(pairs) != len(names):
-            raise SystemExit(
-                f"the card names {len(names)} validation images, {options.data} holds {len(pairs)} of them"
-            )
+            raise SystemExit(f"{options.only} names {len(names)} images, {options.data} holds {len(pairs)} of them")
 
         def post(path: Path, output: str) -> np.ndarray:
             with path.open("rb") as file:

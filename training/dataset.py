@@ -31,7 +31,8 @@ class PairCache:
     """Reads each pair once, keeping what fits; a broken file is found before training starts.
 
     Args:
-        pairs: to be read now; kept as `pairs`, and what kind of picture each seems to be as `looks`.
+        pairs: to be read now; kept as `pairs`, what kind of picture each seems to be as `looks`, and what is in it as
+            `digests`.
         quiet: no progress bar.
 
     Raises:
@@ -45,6 +46,7 @@ class PairCache:
         self.looks: list[str] = []
         self._areas: list[int] = []
         held = 0
+        self.digests: list[str] = []
         digest = hashlib.sha256()
         for index, pair in enumerate(tqdm(self.pairs, desc="reading", unit="image", disable=quiet or None)):
             image, labels = pair.read()
@@ -52,6 +54,7 @@ class PairCache:
             self.looks.append(_look(image))
             self._areas.append(labels.size)
             held += image.nbytes + labels.nbytes
+            self.digests.append(image_digest(image))
             digest.update(image.tobytes())
             digest.update(labels.tobytes())
             if held <= CACHE_BYTES:
@@ -77,6 +80,11 @@ class PairCache:
     def __getitem__(self, index: int) -> tuple[Image, Labels]:
         kept = self._kept.get(index)
         return self.pairs[index].read() if kept is None else kept
+
+
+def image_digest(image: Image) -> str:
+    """Tells an image's pixels from all others', whatever its file is called; 16 hex digits."""
+    return hashlib.sha256(f"{image.shape} {image.dtype} ".encode() + image.tobytes()).hexdigest()[:16]
 
 
 class CropDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -11,7 +11,7 @@ from model.errors import WeightsError
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from training.data import Pair
-from training.dataset import PairCache
+from training.dataset import PairCache, image_digest
 from training.errors import DataError, RefusedError, RunError
 from training.evaluate import evaluate
 
@@ -26,6 +26,7 @@ class PublishReport:
         candidate_dice: mean Dice of the candidate.
         current_dice: of the weights that it replaced; None if there were none that could be read.
         n_images: that both were scored on.
+        n_left_out: that were not used, for the candidate was trained on them.
     """
 
     to: Path
@@ -33,12 +34,14 @@ class PublishReport:
     candidate_dice: float
     current_dice: float | None
     n_images: int
+    n_left_out: int
 
     def __str__(self) -> str:
         before = "nothing before it" if self.current_dice is None else f"before it {self.current_dice:.4f}"
         return (
             f"published {self.to} as version {self.version[:12]}: Dice {self.candidate_dice:.4f} on "
             f"{self.n_images} images, {before}"
+            + (f"; {self.n_left_out} images that it was trained on were left out" if self.n_left_out else "")
         )
 
 
@@ -54,7 +57,8 @@ def publish(
 ) -> PublishReport:
     """Replace the weights in service by a candidate, if it is not worse.
 
-    Images that the candidate's card lists as training images are left out: it would be judged on what it has seen.
+    Images that the candidate was trained on are left out: it would be judged on what it has seen. Its card tells them
+    by their pixels, or by their names where an older card has no more than these.
 
     Args:
         candidate: a checkpoint.
@@ -76,6 +80,8 @@ def publish(
     checkpoint = read_checkpoint(candidate)
     segmenter = Segmenter(checkpoint, make_runtime(checkpoint, device=device))
     segmenter.warm_up()
+    if to.is_dir():
+        raise RunError(f"{to} is a folder; --to names a file")
     unseen = _unseen(pairs, checkpoint.card)
     if not unseen:
         raise DataError(f"{candidate} was trained on all {len(pairs)} of these images; name others to compare on")
@@ -105,10 +111,13 @@ def publish(
         published = read_checkpoint(to)
         if published.version != checkpoint.version:
             raise RunError(f"{candidate} was changed while it was being published")
-    return PublishReport(to, published.version, new, old, len(cache))
+    return PublishReport(to, published.version, new, old, len(cache), len(pairs) - len(cache))
 
 
 def _unseen(pairs: Sequence[Pair], card: dict[str, Any]) -> list[Pair]:
-    split = card.get("split")
-    seen = set(split.get("train", ())) if isinstance(split, dict) else set()
-    return [pair for pair in pairs if pair.name not in seen]
+    digests, split = card.get("seen"), card.get("split")
+    if isinstance(digests, list):
+        seen = set(digests)
+        return [pair for pair in pairs if image_digest(pair.read()[0]) not in seen]
+    names = set(split.get("train", ())) if isinstance(split, dict) else set()
+    return [pair for pair in pairs if pair.name not in names]

@@ -318,6 +318,7 @@ class _Run:
         return {
             "data": self._data_name,
             "split": self._split,
+            "seen": self._train.digests,
             "scores": {"validation": scores.summary()},
             "recipe": self.recipe.to_dict(),
             "epoch": self.progress.epoch + 1,

@@ -1,7 +1,7 @@
 """GET /models, GET /models/{name} and POST /models/{name}/reload."""
 
 import hmac
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -30,7 +30,7 @@ async def get_model(request: Request, name: str) -> ModelDetail:
     service: Service = request.app.state.service
     model = service.registry.get(name)
     summary = _summarise(service, model)
-    return ModelDetail(**summary.model_dump(), config=model.segmenter.config, card=model.segmenter.card)
+    return ModelDetail(**summary.model_dump(), config=model.segmenter.config, card=_without_lists(model.segmenter.card))
 
 
 @router.post("/{name}/reload", summary="Load a model's file again", responses=RELOAD_ANSWERS)
@@ -59,3 +59,12 @@ def _check_key(expected: SecretStr | None, given: str | None) -> None:
 
 def _summarise(service: Service, model: Model) -> ModelSummary:
     return ModelSummary(name=model.name, version=model.version, default=model is service.registry.default)
+
+
+def _without_lists(card: dict[str, Any]) -> dict[str, Any]:
+    """The card without the names and digests of single images, which may be patients', but with how many they are."""
+    shown = {key: value for key, value in card.items() if key not in ("split", "seen")}
+    split = card.get("split")
+    if isinstance(split, dict):
+        shown["split"] = {part: len(names) for part, names in split.items() if isinstance(names, list)}
+    return shown

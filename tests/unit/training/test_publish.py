@@ -10,6 +10,7 @@ from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_c
 from model.errors import WeightsError
 from training.__main__ import main
 from training.data import find_pairs
+from training.dataset import image_digest
 from training.errors import DataError, RefusedError, RunError
 from training.publish import publish
 
@@ -100,6 +101,23 @@ def test_images_that_the_candidate_was_trained_on_do_not_judge_it(cells: Path, t
     every = weights(tmp_path / "every.pth", 0, card={"split": {"train": names}})
     with pytest.raises(DataError, match="trained on all 10"):
         publish(every, find_pairs(cells), to=tmp_path / "b.pth", quiet=True)
+
+
+def test_images_are_known_by_their_pixels_not_by_their_names(cells: Path, tmp_path: Path) -> None:
+    pairs = find_pairs(cells)
+    card: dict[str, object] = {
+        "split": {"train": [pair.name for pair in pairs]},
+        "seen": [image_digest(pairs[0].read()[0])],
+    }
+    some = weights(tmp_path / "some.pth", 0, card=card)
+    report = publish(some, pairs, to=tmp_path / "b.pth", quiet=True)
+    assert (report.n_images, report.n_left_out) == (9, 1)
+    assert "1 images that it was trained on were left out" in str(report)
+
+
+def test_a_folder_to_publish_to_is_refused(cells: Path, tmp_path: Path, nothing: Path) -> None:
+    with pytest.raises(RunError, match="is a folder"):
+        publish(nothing, find_pairs(cells), to=tmp_path, quiet=True)
 
 
 def test_two_publishers_do_not_race(cells: Path, tmp_path: Path, nothing: Path) -> None:
