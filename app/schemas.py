@@ -110,6 +110,7 @@ class Health(BaseModel):
     default_model: str
     models: list[ModelSummary]
     refused_weights: dict[str, str] = Field(description="Files that cannot be used, by model name, and why.")
+    weights_folder_error: str | None = Field(description="Why new weights cannot be looked for; what serves serves on.")
     queue: QueueState
     last_reload: ReloadReport | None
     uptime_s: Annotated[float, Field(ge=0)]
