@@ -374,8 +374,8 @@ class _Run:
             raise RunError(f"{path} is damaged; delete it to begin anew") from error
         if state.get("format") != STATE_FORMAT or state.get("fingerprint") != self._fingerprint():
             raise RunError(
-                f"{path} belongs to another recipe, precision or --init, or to other images; name another --run-folder, or "
-                "delete this one"
+                f"{path} belongs to another recipe, precision or --init, or to other images; "
+                "name another --run-folder, or delete this one"
             )
         module: nn.Module = self.network.module
         getattr(module, "module", module).load_state_dict(state["network"])
