@@ -6,7 +6,6 @@ python bench/sample.py
 from pathlib import Path
 
 import numpy as np
-
 from PIL import Image as PillowImage
 
 from training.synthesize import draw_cells
