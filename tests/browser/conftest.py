@@ -1,16 +1,15 @@
-"""A browser, if the machine has one: Debian's package or whatever Chromium or Chrome is in the path."""
+"""The browser that the machine has, a server, and the page in it."""
 
-import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
+from tests.browser.kit import find_browser
 from tests.e2e.kit import ServerProcess, write_weights
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Chromium's sandbox wants privileges that root and containers lack; the page in it is the project's own.
+SANDBOX = "--no-sandbox"
 # No name but the server's resolves: what the page would fetch from elsewhere fails, and is seen by `page` below.
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
@@ -22,12 +21,8 @@ def is_error(message: ConsoleMessage) -> bool:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser in the path ({', '.join(BROWSERS)}): the page is not tested")
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to be root in a sandbox
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[OFFLINE, *sandbox])
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=[OFFLINE, SANDBOX])
         yield browser
         browser.close()
 
@@ -44,9 +39,9 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def page(browser: Browser, server: ServerProcess, tmp_path: Path) -> Iterator[Page]:
+def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
     """The page, opened; fails where it asked another host, or the browser found an error in it."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.set_default_timeout(30_000)
     page = context.new_page()
     asked: list[str] = []

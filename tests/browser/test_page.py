@@ -12,7 +12,11 @@ import pytest
 import tifffile
 from playwright.sync_api import Browser, Page, Route, expect
 
+from tests.browser.kit import BROWSERS, find_browser
 from tests.e2e.kit import ServerProcess, decode, draw_cells, to_png
+
+if find_browser() is None:
+    pytest.skip(f"no browser ({', '.join(BROWSERS)}) in the path: the page is not tested", allow_module_level=True)
 
 HEIGHT, WIDTH = 90, 140
 GREY = draw_cells(HEIGHT, WIDTH, 3)
@@ -29,6 +33,11 @@ DROP = """(files) => {
     }
     document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
 }"""
+
+PASTE = DROP.replace(
+    'document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data,',
+    'document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data,',
+)
 
 
 def to_tiff(image: npt.NDArray[Any]) -> bytes:
@@ -77,6 +86,12 @@ def shown_mask(page: Page) -> npt.NDArray[np.bool_]:
     alpha = np.array(page.evaluate(READ_MASK, [WIDTH, HEIGHT]), dtype=np.uint8).reshape(HEIGHT, WIDTH)
     assert set(np.unique(alpha)) <= {0, 255}
     return alpha > 0
+
+
+def view_of(page: Page) -> tuple[float, float, float]:
+    """Scale, x and y of the picture on the screen."""
+    data = page.evaluate("({...document.querySelector('#stage').dataset})")
+    return float(data["scale"]), float(data["x"]), float(data["y"])
 
 
 def test_three_dropped_pictures_are_segmented_and_the_stack_asks_for_its_plane(
@@ -165,6 +180,28 @@ def test_another_model_gives_its_own_mask(page: Page, server: ServerProcess) -> 
         page.select_option("#model", "other")
     wait_for(page, "exact")
     assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG, model="other"))
+
+
+def test_a_pasted_picture_is_zoomed_by_the_wheel_and_moved_by_the_mouse(page: Page) -> None:
+    page.evaluate(PASTE, [["image.png", base64.b64encode(PNG).decode()]])
+    wait_for(page, "exact")
+    fitted = view_of(page)
+    box = page.locator("#stage").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.wheel(0, -400)
+    page.wait_for_function("(before) => document.querySelector('#stage').dataset.scale > before", arg=fitted[0])
+    scale, x, y = view_of(page)
+    for before, after in zip(fitted[1:], (x, y), strict=True):  # what lies under the pointer stays there
+        assert (100 - before) / fitted[0] == pytest.approx((100 - after) / scale, abs=1 / scale)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 130, box["y"] + 80)
+    page.mouse.up()
+    page.wait_for_function("(before) => Number(document.querySelector('#stage').dataset.x) !== before", arg=x)
+    assert view_of(page) == (scale, x + 30, y - 20)
+    page.click("[data-zoom=fit]")
+    page.wait_for_function("(scale) => Number(document.querySelector('#stage').dataset.scale) === scale", arg=fitted[0])
+    assert view_of(page) == fitted
 
 
 def test_what_is_no_image_is_refused_in_words(page: Page) -> None:
