@@ -44,6 +44,7 @@ WORKDIR /opt/maskwell
 COPY LICENSE ./
 COPY model model
 COPY training training
+COPY client client
 COPY app app
 RUN case ",$EXTRAS," in *,training,*) ;; *) rm -r training ;; esac && python -m compileall -q .
 

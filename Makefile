@@ -87,4 +87,4 @@ constraints:
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find app bench model tests training -type d -name __pycache__ -prune -exec rm -rf {} +
+	find app bench client model tests training -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,19 +1,17 @@
 """The answer to a batch: a zip with one result a file, under names that are safe to unpack."""
 
-import io
 import json
 import unicodedata
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 
 from app.schemas import FileProblem
+from model.outputs import write_zip
 
 MAX_STEM_BYTES = 150  # with number, kind and suffix below the 255 that file systems allow
 # What Windows won't have in a name, apart from control characters.
 FORBIDDEN = set('<>:"/\\|?*')
 DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip knows: identical input gives identical bytes
 
 
 def to_safe_stem(name: str) -> str:
@@ -50,18 +48,9 @@ def to_unique_stems(names: Iterable[str]) -> list[str]:
 
 
 def write_archive(results: Sequence[tuple[str, bytes]], problems: Sequence[FileProblem]) -> bytes:
-    """A zip of results by name; `errors.json` where there were problems. Stored, for the results are compressed."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in results:
-            archive.writestr(_entry(name), data)
-        if problems:
-            listed = [problem.model_dump(mode="json") for problem in problems]
-            archive.writestr(_entry("errors.json"), json.dumps(listed, indent=2, ensure_ascii=False))
-    return buffer.getvalue()
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name, EPOCH)
-    entry.external_attr = 0o644 << 16
-    return entry
+    """A zip of results by name; `errors.json` where there were problems."""
+    files = dict(results)
+    if problems:
+        listed = [problem.model_dump(mode="json") for problem in problems]
+        files["errors.json"] = json.dumps(listed, indent=2, ensure_ascii=False).encode()
+    return write_zip(files)

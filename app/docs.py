@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from app.errors import ANSWERS, PROBLEM_JSON
 from app.schemas import FileProblem, Health, Problem
+from model.outputs import SUFFIXES
 
 Answers = dict[int | str, dict[str, Any]]
 
@@ -94,7 +95,7 @@ SEGMENT_ANSWERS: Answers = {
     200: {
         "description": "The result; same height and width as the upload.",
         "headers": RESULT_HEADERS,
-        "content": {"image/png": BINARY, "image/tiff": BINARY},
+        "content": dict.fromkeys(SUFFIXES, BINARY),
     },
     **problems(
         *_COMMON, "image_too_large", "undecodable_image", "ambiguous_axes", "unsupported_image", "inference_failed",
@@ -103,7 +104,7 @@ SEGMENT_ANSWERS: Answers = {
 }  # fmt: skip
 BATCH_ANSWERS: Answers = {
     200: {
-        "description": "A zip with `NAME_OUTPUT.png` for each file, and `errors.json` if some were refused.",
+        "description": "A zip with `NAME_OUTPUT.SUFFIX` for each file, and `errors.json` if some were refused.",
         "headers": RESULT_HEADERS,
         "content": {"application/zip": BINARY},
     },

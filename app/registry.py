@@ -22,7 +22,7 @@ logger = logging.getLogger("app.registry")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # fit for a header, a URL and a file
 P = ParamSpec("P")
 T = TypeVar("T")
-Signature = tuple[int, int, int]
+Signature = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Registry:
         self._seen: dict[str, Signature] = {}
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        self.refused: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+        self._unfit: dict[str, str] = {}
+        self.folder_error: str | None = None  # why the folder cannot be looked into, as long as it can't
         self.last_reload: ReloadReport | None = None
 
     async def start(self) -> None:
@@ -88,6 +90,11 @@ class Registry:
     def models(self) -> list[Model]:
         """Those in service, by name."""
         return [self._models[name] for name in sorted(self._models)]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Files that cannot be used, by model name or, where that is what is wrong, by file name; and why."""
+        return self._refused | self._unfit
 
     def get(self, name: str | None) -> Model:
         """The model of that name, or the default one.
@@ -129,13 +136,23 @@ class Registry:
     async def poll(self) -> None:
         """Load what is new or changed, forget what is gone. A folder that cannot be read changes nothing."""
         async with self._lock:
-            files = await self._in_thread(self._scan)
+            try:
+                files = await self._in_thread(self._scan)
+            except OSError as error:
+                problem = f"the folder of weights cannot be looked into: {error.strerror}"
+                if problem != self.folder_error:
+                    logger.error("%s (%s); what serves keeps serving", problem, self._settings.weights_dir)
+                self.folder_error = problem
+                return
+            if self.folder_error is not None:
+                logger.info("the folder of weights can be looked into again")
+                self.folder_error = None
             for name, file in files.items():
                 if self._seen.get(name) != file.signature and not await self._in_thread(self._unchanged, name, file):
                     await self._load_file(name, file, report=True)
-            for name in (self._seen.keys() | self.refused.keys()) - files.keys():
+            for name in (self._seen.keys() | self._refused.keys()) - files.keys():
                 self._seen.pop(name, None)
-                self.refused.pop(name, None)
+                self._refused.pop(name, None)
                 if name != self._settings.default_model and name in self._models:
                     del self._models[name]
                     logger.info("model %s is gone", name)
@@ -156,9 +173,9 @@ class Registry:
             logger.exception("unforeseen error on loading %s", file.path)
             error = f"{file.path.name} could not be loaded ({type(reason).__name__})"
         if error is None:
-            self.refused.pop(name, None)
+            self._refused.pop(name, None)
         else:
-            self.refused[name] = error
+            self._refused[name] = error
             logger.error("weights refused: %s", error)
         if report:
             model = self._models.get(name)
@@ -189,7 +206,7 @@ class Registry:
     def _unchanged(self, name: str, file: _File) -> bool:
         """Whether a file that looks new holds the very bytes that serve already."""
         model = self._models.get(name)
-        if model is None or name in self.refused:
+        if model is None or name in self._refused:
             return False
         try:
             with file.path.open("rb") as stream:
@@ -207,15 +224,23 @@ class Registry:
             return {}
 
     def _scan(self) -> dict[str, _File]:
-        files = {}
+        files, unfit = {}, {}
         for path in sorted(self._settings.weights_dir.iterdir()):
-            if path.suffix != ".pth" or not NAME.fullmatch(path.stem):
+            if path.suffix != ".pth" or path.name.startswith("."):  # hidden: a file that is being written
+                continue
+            if not NAME.fullmatch(path.stem):
+                said = f"{path.name[:100]!r} names no model; a name has letters, digits, '.', '_' and '-', 100 at most"
+                unfit[path.name[:100]] = said
+                if path.name[:100] not in self._unfit:
+                    logger.error("weights refused: %s", said)
                 continue
             try:
                 status = path.stat()
             except FileNotFoundError:  # removed since
                 continue
-            files[path.stem] = _File(path, (status.st_mtime_ns, status.st_size, status.st_ino))
+            # the change time too, for new permissions leave the others as they were
+            files[path.stem] = _File(path, (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+        self._unfit = unfit
         return files
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.checkpoint import ModelConfig
+from model.outputs import Output
 
-Output = Literal["mask", "probability", "labels", "overlay"]
 INT32_MAX = 2**31 - 1
 
 
@@ -31,7 +31,9 @@ class SegmentQuery(BaseModel):
     output: Output = Field(
         "mask",
         description="`mask`: 8-bit grey PNG, 0 and 255. `probability`: 16-bit PNG, 65535 is 1. `labels`: 16-bit PNG, "
-        "one integer a cell, 0 is background; a 32-bit TIFF above 65,535 cells. `overlay`: RGB PNG with outlines.",
+        "one integer a cell, 0 is background; a 32-bit TIFF above 65,535 cells. `overlay`: RGB PNG with outlines. "
+        "`geojson`: a FeatureCollection for QuPath, a polygon a cell. `rois`: a RoiSet.zip for ImageJ. `table`: a CSV, "
+        "a row a cell. `all`: a zip of all of these. The numbers of the cells are the same in each.",
     )
     page: int | None = Field(None, ge=0, le=INT32_MAX, description="Which plane of a file that holds several, from 0.")
 
@@ -116,6 +118,7 @@ class Health(BaseModel):
     default_model: str
     models: list[ModelSummary]
     refused_weights: dict[str, str] = Field(description="Files that cannot be used, by model name, and why.")
+    weights_folder_error: str | None = Field(description="Why new weights cannot be looked for; what serves serves on.")
     queue: QueueState
     last_reload: ReloadReport | None
     uptime_s: Annotated[float, Field(ge=0)]

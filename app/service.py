@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from app.admission import Admission, Reservation
 from app.archive import to_unique_stems, write_archive
 from app.batcher import Batcher
@@ -16,22 +14,12 @@ from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError,
 from app.lanes import Lane
 from app.lifecycle import Lifecycle
 from app.registry import Model, Registry
-from app.schemas import FileProblem, Output, PreviewQuery, SegmentQuery
+from app.schemas import FileProblem, PreviewQuery, SegmentQuery
 from app.settings import Settings
 from app.uploads import Upload, UploadBudget
 from model.errors import SegmentationError
-from model.images import (
-    ImageHeader,
-    decode_image,
-    draw_overlay,
-    encode_labels,
-    encode_mask,
-    encode_png,
-    encode_probability,
-    inspect_image,
-    to_display,
-)
-from model.segmenter import Segmentation
+from model.images import ImageHeader, decode_image, encode_png, inspect_image, to_display
+from model.outputs import NEEDS_IMAGE, SUFFIXES, encode_output
 from model.tiling import Stitcher, plan_tiles
 from model.types import Image
 
@@ -41,7 +29,6 @@ logger = logging.getLogger("app.service")
 SMALL_PART = 16
 # Files of one batch under way at a time: it keeps the engine busy and leaves turns to the others.
 BATCH_WINDOW = 4
-SUFFIXES = {"image/png": ".png", "image/tiff": ".tif"}
 
 
 @dataclass(frozen=True)
@@ -64,9 +51,9 @@ class Result:
     """An encoded answer.
 
     Attributes:
-        body: PNG, TIFF or zip.
+        body: a picture, GeoJSON, CSV or zip.
         media_type: of the body.
-        provenance: what made it, by header name; also inside the image.
+        provenance: what made it, by header name; also inside the file.
         timing: where the time went; of a batch, the sum over its files.
     """
 
@@ -236,7 +223,7 @@ def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) ->
     started_at = time.perf_counter()
     image = decode_image(data, max_pixels=max_pixels, page=query.page).pixels
     stitcher = model.segmenter.start(image)
-    kept = image if query.output == "overlay" else None
+    kept = image if query.output in NEEDS_IMAGE else None
     return _Prepared(stitcher, kept, time.perf_counter() - started_at)
 
 
@@ -252,23 +239,8 @@ def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[byt
     started_at = time.perf_counter()
     segmentation = model.segmenter.finish(prepared.stitcher, threshold=query.threshold, min_area_px=query.min_area_px)
     provenance = _provenance(model, segmentation.threshold)
-    body, media_type = _encode_output(query.output, segmentation, prepared.image, provenance)
+    body, media_type = encode_output(query.output, segmentation, prepared.image, provenance)
     return body, media_type, provenance, time.perf_counter() - started_at
-
-
-def _encode_output(
-    output: Output, segmentation: Segmentation, image: Image | None, provenance: dict[str, str]
-) -> tuple[bytes, str]:
-    text = {"Software": "Maskwell", **provenance}
-    if output == "labels":
-        return encode_labels(segmentation.labels(), text)
-    if output == "probability":
-        return encode_probability(segmentation.probability, text), "image/png"
-    if output == "overlay":
-        if image is None:
-            raise ValueError("an overlay needs the image")
-        return encode_png(draw_overlay(np.asarray(image), segmentation.labels()), text), "image/png"
-    return encode_mask(segmentation.mask(), text), "image/png"
 
 
 def _provenance(model: Model, threshold: float) -> dict[str, str]:

@@ -4,22 +4,17 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from model.errors import ImageError, SegmentationError
-from model.images import (
-    SUFFIXES,
-    draw_overlay,
-    encode_labels,
-    encode_mask,
-    encode_png,
-    encode_probability,
-    read_image,
-)
+from model.images import SUFFIXES, read_image
+from model.outputs import SUFFIXES as FILE_SUFFIXES
+from model.outputs import Output, encode_output
 from model.segmenter import Segmenter, load_segmenter
 
-OUTPUTS = ("mask", "probability", "labels", "overlay")
+OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,19 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _predict(segmenter: Segmenter, path: Path, options: argparse.Namespace) -> tuple[bytes, str]:
     image = read_image(path, page=options.page)
     result = segmenter.segment(image, threshold=options.threshold, min_area_px=options.min_area_px)
-    text = {
-        "Software": "Maskwell",
+    provenance = {
         "X-Model-Version": segmenter.version,
         "X-Threshold": f"{result.threshold:.6g}",
     }
-    if options.output == "mask":
-        return encode_mask(result.mask(), text), ".png"
-    if options.output == "probability":
-        return encode_probability(result.probability, text), ".png"
-    if options.output == "labels":
-        data, media_type = encode_labels(result.labels(), text)
-        return data, ".png" if media_type == "image/png" else ".tif"
-    return encode_png(draw_overlay(image, result.labels()), text), ".png"
+    data, media_type = encode_output(options.output, result, image, provenance)
+    return data, FILE_SUFFIXES[media_type]
 
 
 def _result_name(path: Path, output: str, folder: Path | None) -> Path:

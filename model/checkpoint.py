@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,7 +131,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damage shows as whatever the depths of the zip reader and the unpickler raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # PyTorch's own words advise to load it without protection
+        objects = isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error)
+        reason = (
+            "it holds objects other than tensors and plain values, which are not loaded since they may run code, "
+            "or is damaged"
+            if objects
+            else "damaged, cut short, or not written by torch.save"
+        )
         raise WeightsError(f"{path} ({len(data):,} bytes) is no readable file of weights: {reason}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}; a state dict or a Maskwell checkpoint is needed")

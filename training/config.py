@@ -172,7 +172,24 @@ CLASSIC = Recipe(
     intensity_prob=0.0,
 )
 
-RECIPES = {"default": Recipe(), "classic": CLASSIC}
+# Tissue in electron microscopy, parted by membranes: one output, the cells' insides; strong elastic deformation, and
+# little zoom, for the sections of a series have one magnification.
+MEMBRANES = Recipe(
+    name="membranes",
+    n_channels=1,
+    border="no",
+    distance="no",
+    min_area_px=0,
+    balance=False,
+    warp_prob=0.9,
+    zoom=1.2,
+    stretch=1.2,
+    elastic_px=12.0,
+    noise_std=0.05,
+    blur_px=1.0,
+)
+
+RECIPES = {"default": Recipe(), "classic": CLASSIC, "membranes": MEMBRANES}
 
 
 def make_recipe(name: str, overrides: dict[str, Any]) -> Recipe:

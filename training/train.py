@@ -124,13 +124,13 @@ def fit(
         raise RunError(f"{out} is a folder; --out names a file")
     if run_folder.exists() and not run_folder.is_dir():
         raise RunError(f"{run_folder} is a file; --run-folder names a folder")
-    fabric = _make_fabric(device, precision)
+    fabric, chosen = _make_fabric(device, precision)
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
     run_folder.mkdir(parents=True, exist_ok=True)
     with _locked(run_folder, fabric), _stop_signals() as stop:
-        run = _Run(fabric, train, validation, recipe, run_folder, data_name, init, workers, quiet)
+        run = _Run(fabric, chosen, train, validation, recipe, run_folder, data_name, init, workers, quiet)
         finished = run.steps(stop, max_steps)
         best = run_folder / "best.pth"
         if finished and fabric.is_global_zero:
@@ -147,6 +147,7 @@ class _Run:
     def __init__(
         self,
         fabric: Fabric,
+        precision: Precision,
         train: Sequence[Pair],
         validation: Sequence[Pair],
         recipe: Recipe,
@@ -158,6 +159,8 @@ class _Run:
     ) -> None:
         self.fabric, self.recipe, self.folder, self.quiet = fabric, recipe, folder, quiet
         self._data_name = data_name
+        self._precision = precision
+        self._init_version = None if init is None else init.version
         hidden = quiet or not fabric.is_global_zero
         self._train = PairCache(train, quiet=hidden)
         self._validation = PairCache(validation, quiet=hidden) if fabric.is_global_zero else None
@@ -321,6 +324,7 @@ class _Run:
             "seen": self._train.digests,
             "scores": {"validation": scores.summary()},
             "recipe": self.recipe.to_dict(),
+            "init": self._init_version,
             "epoch": self.progress.epoch + 1,
             "steps": steps,
             "samples": steps * self.recipe.batch_size,
@@ -331,7 +335,14 @@ class _Run:
 
     def _fingerprint(self) -> str:
         return json.dumps(
-            {"recipe": self.recipe.to_dict(), "split": self._split, "train": self._train.digest}, sort_keys=True
+            {
+                "recipe": self.recipe.to_dict(),
+                "split": self._split,
+                "train": self._train.digest,
+                "init": self._init_version,
+                "precision": self._precision,
+            },
+            sort_keys=True,
         )
 
     def _save(self) -> None:
@@ -363,7 +374,8 @@ class _Run:
             raise RunError(f"{path} is damaged; delete it to begin anew") from error
         if state.get("format") != STATE_FORMAT or state.get("fingerprint") != self._fingerprint():
             raise RunError(
-                f"{path} belongs to another recipe or other images; name another --run-folder, or delete this one"
+                f"{path} belongs to another recipe, precision or --init, or to other images; name another --run-folder, or "
+                "delete this one"
             )
         module: nn.Module = self.network.module
         getattr(module, "module", module).load_state_dict(state["network"])
@@ -450,19 +462,21 @@ def _lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
     return factor
 
 
-def _make_fabric(device: str, precision: Precision | None) -> Fabric:
+def _make_fabric(device: str, precision: Precision | None) -> tuple[Fabric, Precision]:
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("device cuda; this machine has no GPU that PyTorch can use")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     # torchrun says so in the environment where it starts several processes
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Fabric(
+    chosen: Precision = precision or ("16-mixed" if on_gpu else "32-true")
+    fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        precision=precision or ("16-mixed" if on_gpu else "32-true"),
+        precision=chosen,
     )
+    return fabric, chosen
 
 
 def keep_freed_memory() -> None:

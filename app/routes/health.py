@@ -56,6 +56,7 @@ async def health(request: Request) -> JSONResponse:
             for model in service.registry.models
         ],
         refused_weights=service.registry.refused,
+        weights_folder_error=service.registry.folder_error,
         queue=QueueState(
             requests=service.admission.requests,
             max_requests=service.admission.max_requests,

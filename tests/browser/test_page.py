@@ -161,15 +161,26 @@ def test_a_moving_threshold_answers_at_once_and_a_resting_one_exactly(page: Page
     assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG))
 
 
-@pytest.mark.parametrize("output", ["mask", "probability", "labels", "overlay"])
-def test_a_download_is_the_api_s_answer_to_the_byte(page: Page, server: ServerProcess, output: str) -> None:
+DOWNLOADS = [
+    ("mask", "Mask", ".png"),
+    ("probability", "Probability", ".png"),
+    ("labels", "Labels", ".png"),
+    ("geojson", "QuPath outlines", ".geojson"),
+    ("all", "All of these", ".zip"),
+]
+
+
+@pytest.mark.parametrize(("output", "words", "ending"), DOWNLOADS)
+def test_a_download_is_the_api_s_answer_to_the_byte(
+    page: Page, server: ServerProcess, output: str, words: str, ending: str
+) -> None:
     open_at_once(page, PNG)
     with page.expect_response(lambda response: "threshold=0.43" in response.url):
         page.fill("#threshold", "0.43")
     wait_for(page, "exact")
     with page.expect_download() as download:
-        page.click(f"#downloads button:text-is('{output.capitalize()}')")
-    assert download.value.suggested_filename == f"cells_{output}.png"
+        page.click(f"#downloads button:text-is('{words}')")
+    assert download.value.suggested_filename == f"cells_{output}{ending}"
     query = {} if output == "probability" else {"threshold": 0.43}  # no threshold changes a probability
     assert Path(download.value.path()).read_bytes() == ask(server, PNG, output=output, **query)
 

@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image as PillowImage
 
 from model.images import decode_image, encode_labels, encode_mask, encode_probability
+from model.outputs import Output, encode_output
 from model.segmenter import Segmenter
 from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, promise_png, to_png
 
@@ -87,6 +88,21 @@ def test_each_output_is_the_library_s(server: ServerProcess, reference: Segmente
     assert (str(probability.dtype), str(labels.dtype)) == ("uint16", "uint16")
     assert decode(answers["overlay"].content).shape == (90, 140, 3)
     assert {answer.headers["x-threshold"] for answer in answers.values()} == {"0.4"}
+
+
+def test_outlines_regions_and_table_are_the_library_s(server: ServerProcess, reference: Segmenter) -> None:
+    expected = reference.segment(GREY)
+    provenance = {
+        "X-Model": "best_model",
+        "X-Model-Version": reference.version,
+        "X-Threshold": f"{reference.config.threshold:.6g}",
+    }
+    outputs: tuple[Output, ...] = ("geojson", "rois", "table", "all")
+    for output in outputs:
+        answer = post(server, to_png(GREY), output=output)
+        data, media_type = encode_output(output, expected, GREY, provenance)
+        assert answer.headers["content-type"].split(";")[0] == media_type
+        assert answer.content == data, output
 
 
 def test_results_say_what_made_them_in_headers_and_in_the_image(server: ServerProcess, reference: Segmenter) -> None:

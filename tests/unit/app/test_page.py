@@ -7,9 +7,9 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.routes.page import STATIC, read_page
-from app.schemas import Output
 from app.settings import Settings
 from model.images import decode_image
+from model.outputs import Output
 
 HTML = (STATIC / "index.html").read_text(encoding="utf-8")
 

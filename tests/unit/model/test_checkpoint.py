@@ -236,7 +236,11 @@ def test_another_network_is_refused_with_its_first_names(tmp_path: Path) -> None
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
-    refused(save(tmp_path / "weights.pth", CONFIG.architecture.build()), "no readable file of weights")
+    path = save(tmp_path / "weights.pth", CONFIG.architecture.build())
+    refused(path, "no readable file of weights", "objects other than tensors")
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(path)
+    assert "weights_only" not in str(caught.value)  # PyTorch's own words say how to switch the protection off
 
 
 def test_a_state_dict_with_a_wrong_shape_is_refused_with_the_tensors_name(tmp_path: Path) -> None:

@@ -78,6 +78,16 @@ def test_each_output_has_the_size_of_its_image(output: str, folder: Path, weight
     assert pixels.ndim == (3 if output == "overlay" else 2)
 
 
+@pytest.mark.parametrize(
+    ("output", "suffix"), [("geojson", ".geojson"), ("rois", ".zip"), ("table", ".csv"), ("all", ".zip")]
+)
+def test_outputs_that_are_no_pictures_have_their_own_suffix(
+    output: str, suffix: str, folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    assert predict(folder / "a.png", "--out", tmp_path, "--output", output, weights=weights) == 0
+    assert (tmp_path / f"a_{output}{suffix}").stat().st_size > 20
+
+
 def test_threshold_and_least_area_are_used(folder: Path, weights: Path, tmp_path: Path) -> None:
     assert predict(folder / "a.png", "--out", tmp_path, "--threshold", "0", weights=weights) == 0
     assert (read_image(tmp_path / "a_mask.png") == 255).all()

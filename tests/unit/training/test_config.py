@@ -56,5 +56,5 @@ def test_every_number_has_its_range() -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
-    with pytest.raises(TrainingError, match="default, classic"):
+    with pytest.raises(TrainingError, match="default, classic, membranes"):
         make_recipe("best", {})

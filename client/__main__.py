@@ -1,0 +1,196 @@
+"""The `maskwell` command: segment files with a running service; serve, train and evaluate on this machine."""
+
+import argparse
+import asyncio
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+
+from client.api import DEFAULT_URL, SUFFIXES, AsyncClient, Client, ClientError, Output, ServiceError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+JOBS = 4
+
+
+@dataclass(frozen=True)
+class _Task:
+    image: Path
+    stem: Path  # of the result, without suffix
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its status: 0, 1 where some file failed, 2 where nothing could start, 130 on Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # these have command lines of their own, and load much that the others do without
+    if given and given[0] == "serve":
+        from app.__main__ import main as serve
+
+        return serve(given)
+    if given and given[0] in ("train", "evaluate", "publish"):
+        try:
+            from training.__main__ import main as train
+        except ModuleNotFoundError as error:
+            print(f"error: {error.name} is not installed: pip install 'maskwell[training]'", file=sys.stderr)
+            return 2
+        return train(["fit" if given[0] == "train" else given[0], *given[1:]])
+    options = _parser().parse_args(given)
+    try:
+        status: int = options.run(options)
+    except (ClientError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return status
+
+
+def _segment(options: argparse.Namespace) -> int:
+    tasks = _plan(options.files, options.out, options.output)
+    todo = tasks if options.overwrite else [task for task in tasks if not _is_done(task)]
+    if len(todo) < len(tasks):
+        print(f"{len(tasks) - len(todo)} of {len(tasks)} results are there already (--overwrite)", file=sys.stderr)
+    if not todo:
+        return 0
+    with Client(options.url, retries=0) as client:
+        client.health()  # one clear error, not one a file
+    failed = asyncio.run(_segment_all(todo, options))
+    print(f"{len(todo) - failed} of {len(todo)} images segmented", file=sys.stderr)
+    return 1 if failed else 0
+
+
+async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> int:
+    failed = 0
+    waiting = iter(tasks)
+    async with AsyncClient(options.url) as client:
+        with tqdm(total=len(tasks), unit="image", disable=None) as bar:
+
+            async def work() -> None:
+                nonlocal failed
+                for task in waiting:  # shared: each worker takes the next
+                    try:
+                        answer = await client.fetch(
+                            task.image,
+                            output=options.output,
+                            model=options.model,
+                            threshold=options.threshold,
+                            min_area_px=options.min_area_px,
+                            page=options.page,
+                        )
+                        _write(task.stem.with_name(task.stem.name + answer.suffix), answer.content)
+                    except ServiceError as error:
+                        failed += 1
+                        tqdm.write(f"error: {task.image}: {error} ({error.code})", file=sys.stderr)
+                    except (ClientError, OSError) as error:
+                        failed += 1
+                        tqdm.write(f"error: {task.image}: {error}", file=sys.stderr)
+                    bar.update()
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(options.jobs):
+                    group.create_task(work())
+    return failed
+
+
+def _write(path: Path, data: bytes) -> None:
+    """In one step, so that a run that was stopped leaves no half of a file that the next one would take for whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _plan(files: Sequence[Path], out: Path | None, output: str) -> list[_Task]:
+    tasks = []
+    for path in files:
+        if path.is_dir():
+            found = [file for file in sorted(path.rglob("*")) if _is_image(file)]
+            # results of an earlier run beside their images are no images
+            results = {file.with_name(f"{file.stem}_{kind}") for file in found for kind in get_args(Output)}
+            found = [file for file in found if file.with_suffix("") not in results]
+            if not found:
+                raise ClientError(f"{path} holds no images; looked for {', '.join(IMAGE_SUFFIXES)}")
+            # folders below keep their place in the folder of results
+            tasks += [_task(file, (out / file.relative_to(path)) if out else file, output) for file in found]
+        elif path.is_file():
+            tasks.append(_task(path, (out / path.name) if out else path, output))
+        else:
+            raise ClientError(f"{path} does not exist")
+    clash = next((stem for stem, count in Counter(task.stem for task in tasks).items() if count > 1), None)
+    if clash:
+        raise ClientError(f"several images would be written to {clash}.*; run them into folders of their own")
+    return tasks
+
+
+def _task(image: Path, place: Path, output: str) -> _Task:
+    return _Task(image, place.with_name(f"{image.stem}_{output}"))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_done(task: _Task) -> bool:
+    return any(task.stem.with_name(task.stem.name + suffix).exists() for suffix in SUFFIXES.values())
+
+
+def _models(options: argparse.Namespace) -> int:
+    with Client(options.url, retries=0) as client:
+        for model in client.models():
+            config = client.model(model["name"])["config"]
+            mark = "  (default)" if model["default"] else ""
+            print(f"{model['name']}  version {model['version'][:12]}  threshold {config['threshold']:g}{mark}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="maskwell", description="Find the cells in microscope images.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    segment = commands.add_parser("segment", help="send images to a running service and keep its results")
+    segment.set_defaults(run=_segment)
+    segment.add_argument("files", nargs="+", type=Path, help="images, or folders of them")
+    segment.add_argument("--out", type=Path, help="folder for the results; beside each image if left out")
+    segment.add_argument("--output", choices=get_args(Output), default="mask", help="what to keep (mask)")
+    segment.add_argument("--model", help="by name; the service's default if left out")
+    segment.add_argument("--threshold", type=float, help="0 to 1; the model's own if left out")
+    segment.add_argument("--min-area-px", type=int, help="drop cells smaller than this; the model's own if left out")
+    segment.add_argument("--page", type=int, help="which plane of a stack, from 0")
+    segment.add_argument("--jobs", type=_jobs, default=JOBS, help=f"images under way at a time ({JOBS})")
+    segment.add_argument("--overwrite", action="store_true", help="do again what has a result already")
+    _add_url(segment)
+    models = commands.add_parser("models", help="list the models of a running service")
+    models.set_defaults(run=_models)
+    _add_url(models)
+    for name, text in (
+        ("serve", "serve on this machine; settings are environment variables"),
+        ("train", "train weights: python -m training fit"),
+        ("evaluate", "score weights: python -m training evaluate"),
+        ("publish", "put weights into service: python -m training publish"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+
+
+def _jobs(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 64:
+        raise argparse.ArgumentTypeError(f"{text}; allowed is 1 to 64")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

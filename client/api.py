@@ -1,0 +1,379 @@
+"""The client, for threads and for asyncio: one request an image, retried as the service asks."""
+
+import asyncio
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image as PillowImage
+
+Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all"]
+ArrayOutput = Literal["mask", "probability", "labels", "overlay"]
+Source = Path | str | bytes | npt.NDArray[Any]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+# An image may wait in the service's queue for as long as its own deadline, 300 s unless it is set otherwise.
+TIMEOUT_S = 330.0
+RETRIES = 8
+LONGEST_WAIT_S = 60.0
+BUSY = (429, 503)
+SUFFIXES = {
+    "image/png": ".png",
+    "image/tiff": ".tif",
+    "application/geo+json": ".geojson",
+    "text/csv": ".csv",
+    "application/zip": ".zip",
+}
+
+
+class ClientError(Exception):
+    """Base of all that the client raises on purpose: no service there, or an answer that is none of Maskwell's."""
+
+
+class ServiceError(ClientError):
+    """The service refused; its own words are the text.
+
+    Attributes:
+        status: of HTTP.
+        code: stable name of the kind of problem, such as `image_too_large`.
+        request_id: to find the request in the service's log.
+    """
+
+    def __init__(self, status: int, code: str, detail: str, request_id: str) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.request_id = status, code, request_id
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A file that the service made.
+
+    Attributes:
+        content: its bytes.
+        media_type: such as `image/png`.
+        model, model_version: name, and SHA-256 of the weights that made it.
+        threshold: that was used, in [0, 1].
+        request_id: to find the request in the service's log.
+    """
+
+    content: bytes
+    media_type: str
+    model: str
+    model_version: str
+    threshold: float
+    request_id: str
+
+    @property
+    def suffix(self) -> str:
+        """Of a file that holds it, with the dot."""
+        return SUFFIXES.get(self.media_type, ".bin")
+
+
+class Client:
+    """A running Maskwell; use it as a context manager, from one thread or several.
+
+    Args:
+        url: of the service.
+        timeout_s: for one try of one request.
+        retries: how often a request is tried again where the service is busy (429, 503), after as long as it says, or
+            where the connection breaks.
+
+    Example:
+        >>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+        ...     labels = client.segment(Path("image.tif"), output="labels")
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> None:
+        self._retries = retries
+        self._http = httpx.Client(base_url=_base(url), timeout=timeout_s)
+
+    def segment(
+        self,
+        source: Source,
+        *,
+        output: ArrayOutput = "labels",
+        model: str | None = None,
+        threshold: float | None = None,
+        min_area_px: int | None = None,
+        page: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Segment an image.
+
+        Args:
+            source: path of a file, the bytes of one, or an array: (H, W) or (H, W, 3), of a type that TIFF knows.
+            output: what to return.
+            model: by name; None takes the service's default.
+            threshold: in [0, 1]; None takes the model's.
+            min_area_px: smallest cell to keep, in pixels; None takes the model's.
+            page: which plane of a stack, from 0.
+
+        Returns:
+            (H, W) bool for `mask`; float32 in [0, 1] for `probability`; int32, 0 is background and cells are 1..n, for
+            `labels`; (H, W, 3) uint8 for `overlay`.
+
+        Raises:
+            ServiceError: the service refused; `code` says why.
+            ClientError: it cannot be reached.
+            OSError: the file cannot be read.
+        """
+        query = _query(output, model, threshold, min_area_px, page)
+        return _to_array(self._post(source, query), output)
+
+    def fetch(
+        self,
+        source: Source,
+        *,
+        output: Output = "mask",
+        model: str | None = None,
+        threshold: float | None = None,
+        min_area_px: int | None = None,
+        page: int | None = None,
+    ) -> Answer:
+        """Segment an image and return the service's file as it came; arguments and errors as in `segment`."""
+        return self._post(source, _query(output, model, threshold, min_area_px, page))
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models in service: `name`, `version` and whether it is the `default`."""
+        return cast(list[dict[str, Any]], self._get("models")["models"])
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One model with its config and its card."""
+        return self._get(f"models/{name}")
+
+    def health(self) -> dict[str, Any]:
+        """State of the service."""
+        return self._get("health")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _post(self, source: Source, query: dict[str, str]) -> Answer:
+        file = _to_upload(source)
+        attempt = 0
+        while True:
+            response, failure = None, None
+            try:
+                response = self._http.post("segment", params=query, files={"file": file})
+            except httpx.TransportError as error:
+                failure = error
+            wait_s = _wait_s(response, failure, attempt, self._retries, self._http.base_url)
+            if wait_s is None:
+                return _to_answer(response)
+            time.sleep(wait_s)
+            attempt += 1
+
+    def _get(self, path: str) -> dict[str, Any]:
+        try:
+            return _to_dict(self._http.get(path))
+        except httpx.TransportError as error:
+            raise _unreachable(self._http.base_url, error) from error
+
+
+class AsyncClient:
+    """The same for asyncio: `async with AsyncClient() as client: labels = await client.segment(...)`."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> None:
+        self._retries = retries
+        self._http = httpx.AsyncClient(base_url=_base(url), timeout=timeout_s)
+
+    async def segment(
+        self,
+        source: Source,
+        *,
+        output: ArrayOutput = "labels",
+        model: str | None = None,
+        threshold: float | None = None,
+        min_area_px: int | None = None,
+        page: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """As Client.segment."""
+        query = _query(output, model, threshold, min_area_px, page)
+        return _to_array(await self._post(source, query), output)
+
+    async def fetch(
+        self,
+        source: Source,
+        *,
+        output: Output = "mask",
+        model: str | None = None,
+        threshold: float | None = None,
+        min_area_px: int | None = None,
+        page: int | None = None,
+    ) -> Answer:
+        """As Client.fetch."""
+        return await self._post(source, _query(output, model, threshold, min_area_px, page))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """As Client.models."""
+        return cast(list[dict[str, Any]], (await self._get("models"))["models"])
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """As Client.model."""
+        return await self._get(f"models/{name}")
+
+    async def health(self) -> dict[str, Any]:
+        """As Client.health."""
+        return await self._get("health")
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _post(self, source: Source, query: dict[str, str]) -> Answer:
+        file = await asyncio.to_thread(_to_upload, source)
+        attempt = 0
+        while True:
+            response, failure = None, None
+            try:
+                response = await self._http.post("segment", params=query, files={"file": file})
+            except httpx.TransportError as error:
+                failure = error
+            wait_s = _wait_s(response, failure, attempt, self._retries, self._http.base_url)
+            if wait_s is None:
+                return _to_answer(response)
+            await asyncio.sleep(wait_s)
+            attempt += 1
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        try:
+            return _to_dict(await self._http.get(path))
+        except httpx.TransportError as error:
+            raise _unreachable(self._http.base_url, error) from error
+
+
+def _base(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{url!r} is no URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ClientError(f"{url!r} is no URL of a service; it looks like {DEFAULT_URL}")
+    return url.rstrip("/") + "/"
+
+
+def _query(
+    output: str, model: str | None, threshold: float | None, min_area_px: int | None, page: int | None
+) -> dict[str, str]:
+    given = {"model": model, "threshold": threshold, "min_area_px": min_area_px, "page": page}
+    return {"output": output, **{name: str(value) for name, value in given.items() if value is not None}}
+
+
+def _to_upload(source: Source) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        return "image", source
+    if isinstance(source, str | Path):
+        path = Path(source)
+        return path.name, path.read_bytes()
+    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)):
+        raise ClientError(f"an array of shape {source.shape}; allowed are (H, W), (H, W, 3) and (H, W, 4)")
+    pixels = source.astype(np.uint8) * np.uint8(255) if source.dtype == np.bool_ else source
+    buffer = io.BytesIO()
+    # TIFF, for it keeps every type; said to be grey or RGB, so that nobody has to guess at the axes
+    tifffile.imwrite(buffer, pixels, photometric="minisblack" if source.ndim == 2 else "rgb", metadata=None)
+    return "array.tif", buffer.getvalue()
+
+
+def _wait_s(
+    response: httpx.Response | None, failure: httpx.TransportError | None, attempt: int, retries: int, url: httpx.URL
+) -> float | None:
+    """How long to wait before the next try; None where the answer stands."""
+    backoff_s = min(2.0**attempt / 2, LONGEST_WAIT_S)
+    if response is None:
+        if attempt >= retries:
+            raise _unreachable(url, failure) from failure
+        return backoff_s
+    if response.status_code not in BUSY or attempt >= retries:
+        return None
+    asked = response.headers.get("retry-after", "")
+    return min(max(float(asked), 0.1), LONGEST_WAIT_S) if asked.isdigit() else backoff_s
+
+
+def _unreachable(url: httpx.URL, error: Exception | None) -> ClientError:
+    reason = str(error) or type(error).__name__
+    return ClientError(f"no answer from {url}: {reason}")
+
+
+def _to_answer(response: httpx.Response | None) -> Answer:
+    if response is None:
+        raise ClientError("no answer")
+    _check(response)
+    headers = response.headers
+    try:
+        return Answer(
+            content=response.content,
+            media_type=headers["content-type"].split(";")[0],
+            model=headers["x-model"],
+            model_version=headers["x-model-version"],
+            threshold=float(headers["x-threshold"]),
+            request_id=headers.get("x-request-id", ""),
+        )
+    except (KeyError, ValueError) as error:
+        raise ClientError(f"{response.url} answers, but not as Maskwell does") from error
+
+
+def _to_dict(response: httpx.Response) -> dict[str, Any]:
+    # /health answers 503 with the same body while the service is not ready
+    if response.status_code != 503 or "problem" in response.headers.get("content-type", ""):
+        _check(response)
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ClientError(f"{response.url} answers, but not as Maskwell does")
+    return body
+
+
+def _check(response: httpx.Response) -> None:
+    if response.status_code == 200:
+        return
+    request_id = response.headers.get("x-request-id", "")
+    try:
+        problem = response.json()
+        raise ServiceError(response.status_code, str(problem["code"]), str(problem["detail"]), request_id)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ServiceError(
+        response.status_code, "http_error", f"{response.status_code} {response.reason_phrase}", request_id
+    )
+
+
+def _to_array(answer: Answer, output: ArrayOutput) -> npt.NDArray[Any]:
+    buffer = io.BytesIO(answer.content)
+    pixels: npt.NDArray[Any]
+    if answer.media_type == "image/tiff":
+        pixels = tifffile.imread(buffer)
+    else:
+        with PillowImage.open(buffer) as picture:
+            pixels = np.asarray(picture)
+    if output == "mask":
+        return pixels > 0
+    if output == "probability":
+        return pixels.astype(np.float32) / np.float32(65535)
+    if output == "labels":
+        return pixels.astype(np.int32)
+    return pixels

@@ -1,0 +1,206 @@
+"""What is made of a segmentation: pictures, outlines for QuPath and ImageJ, a table; all with the same numbers."""
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import roifile
+from skimage.measure import regionprops_table
+
+from model.errors import ImageError
+from model.images import draw_overlay, encode_labels, encode_mask, encode_png, encode_probability
+from model.segmenter import Segmentation
+from model.shapes import Outline, Ring, trace_cells
+from model.types import Image, Labels
+
+Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all"]
+# Outputs that show the image or measure it.
+NEEDS_IMAGE = ("overlay", "table", "all")
+SUFFIXES = {
+    "image/png": ".png",
+    "image/tiff": ".tif",
+    "application/geo+json": ".geojson",
+    "text/csv": ".csv",
+    "application/zip": ".zip",
+}
+# ImageJ stores corners as 16-bit numbers from -5000 on.
+MAX_ROI_SIDE_PX = 60_535
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip knows: identical input gives identical bytes
+
+Encoded = tuple[bytes, str]  # a file and its media type; SUFFIXES has the suffix
+
+
+def encode_output(
+    output: Output, segmentation: Segmentation, image: Image | None, provenance: Mapping[str, str]
+) -> Encoded:
+    """Write one output of a segmentation.
+
+    Args:
+        output: which.
+        segmentation: of the image.
+        image: as decoded, (H, W) or (H, W, C); may be None but for those of NEEDS_IMAGE.
+        provenance: what made it, by header name (`X-Model-Version`, ...); goes into the file.
+
+    Returns:
+        The bytes and their media type; the same bytes for the same input.
+
+    Raises:
+        ImageError: the image is too large for ImageJ's regions.
+    """
+    text = {"Software": "Maskwell", **provenance}
+    if output == "mask":
+        return encode_mask(segmentation.mask(), text), "image/png"
+    if output == "probability":
+        return encode_probability(segmentation.probability, text), "image/png"
+    labels = segmentation.labels()
+    if output == "labels":
+        return encode_labels(labels, text)
+    if output == "geojson":
+        return encode_geojson(trace_cells(labels), text), "application/geo+json"
+    if output == "rois":
+        return encode_rois(trace_cells(labels), labels.shape, text), "application/zip"
+    if image is None:
+        raise ValueError(f"{output} needs the image")
+    if output == "overlay":
+        return encode_png(draw_overlay(image, labels), text), "image/png"
+    if output == "table":
+        return encode_table(labels, image, text), "text/csv"
+    outlines = trace_cells(labels)
+    data, media_type = encode_labels(labels, text)
+    parts = {
+        "mask.png": encode_mask(labels > 0, text),
+        "probability.png": encode_probability(segmentation.probability, text),
+        f"labels{SUFFIXES[media_type]}": data,
+        "overlay.png": encode_png(draw_overlay(image, labels), text),
+        "cells.geojson": encode_geojson(outlines, text),
+        "rois.zip": encode_rois(outlines, labels.shape, text),
+        "table.csv": encode_table(labels, image, text),
+    }
+    return write_zip(parts, text), "application/zip"
+
+
+def encode_geojson(outlines: list[Outline], text: Mapping[str, str] | None = None) -> bytes:
+    """A FeatureCollection that QuPath opens: a detection a cell, in pixels from the image's upper left corner."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": _geometry(outline),
+            "properties": {
+                "objectType": "detection",
+                "name": str(outline.label),
+                "classification": {"name": "cell", "color": [255, 220, 0]},
+            },
+        }
+        for outline in outlines
+    ]
+    collection = {"type": "FeatureCollection", "features": features, "provenance": dict(text or {})}
+    return json.dumps(collection, separators=(",", ":")).encode()
+
+
+def encode_rois(outlines: list[Outline], shape: tuple[int, ...], text: Mapping[str, str] | None = None) -> bytes:
+    """A RoiSet.zip for ImageJ's ROI manager: a region a cell, named by its number.
+
+    Raises:
+        ImageError: the image is larger than ImageJ's 16-bit corners can say.
+    """
+    if max(shape) > MAX_ROI_SIDE_PX:
+        raise ImageError(
+            f"{shape[1]} x {shape[0]} px; ImageJ's regions reach {MAX_ROI_SIDE_PX:,} px: take geojson or labels"
+        )
+    digits = len(str(outlines[-1].label)) if outlines else 1
+    names = {outline.label: f"{outline.label:0{digits}d}" for outline in outlines}
+    return write_zip({f"{names[o.label]}.roi": _roi(o, names[o.label]).tobytes() for o in outlines}, text)
+
+
+def encode_table(labels: Labels, image: Image, text: Mapping[str, str] | None = None) -> bytes:
+    """A CSV with a row a cell, in UTF-8.
+
+    Columns: `label`; `area_px`; `centroid_x_px`, `centroid_y_px`, where 0, 0 is the first pixel's middle; the bounding
+    box as `bbox_x_px`, `bbox_y_px`, `bbox_width_px`, `bbox_height_px`; `perimeter_px` by Crofton's formula;
+    `circularity`, 4 pi area / perimeter**2 and at most 1; `mean_intensity` of the image as it was sent, or
+    `mean_intensity_r`, `_g`, `_b`; and the text's entries, alike in all rows.
+    """
+    channels = np.atleast_3d(image)[:, :, :3] if image.ndim == 3 and image.shape[2] > 1 else image.reshape(labels.shape)
+    names = ("label", "area", "centroid", "bbox", "perimeter_crofton", "intensity_mean")
+    measured: dict[str, npt.NDArray[Any]] = regionprops_table(  # type: ignore[no-untyped-call]
+        labels, np.nan_to_num(channels.astype(np.float64)), properties=names
+    )
+    area, perimeter = measured["area"], measured["perimeter_crofton"]
+    columns: dict[str, npt.NDArray[Any]] = {
+        "label": measured["label"],
+        "area_px": area.astype(np.int64),
+        "centroid_x_px": measured["centroid-1"].round(3),
+        "centroid_y_px": measured["centroid-0"].round(3),
+        "bbox_x_px": measured["bbox-1"],
+        "bbox_y_px": measured["bbox-0"],
+        "bbox_width_px": measured["bbox-3"] - measured["bbox-1"],
+        "bbox_height_px": measured["bbox-2"] - measured["bbox-0"],
+        "perimeter_px": perimeter.round(3),
+        "circularity": np.minimum(4 * np.pi * area / np.maximum(perimeter, 1e-9) ** 2, 1).round(4),
+    }
+    for name, values in measured.items():
+        if name.startswith("intensity_mean"):
+            suffix = {"": "", "-0": "_r", "-1": "_g", "-2": "_b"}[name.removeprefix("intensity_mean")]
+            columns[f"mean_intensity{suffix}"] = values.round(4)
+    # as columns, for a comment line would be a row to most readers
+    constant = [(key.removeprefix("X-").lower().replace("-", "_"), value) for key, value in (text or {}).items()]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*columns, *(key for key, _ in constant)])
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    writer.writerows([*row, *(value for _, value in constant)] for row in rows)
+    return buffer.getvalue().encode()
+
+
+def write_zip(files: Mapping[str, bytes], text: Mapping[str, str] | None = None) -> bytes:
+    """A zip with these files in this order; the text as its comment. What is compressed already is stored."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.comment = "\n".join(f"{key}={value}" for key, value in (text or {}).items()).encode()
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.external_attr = 0o644 << 16
+            plain = name.endswith((".geojson", ".csv", ".json", ".roi"))
+            entry.compress_type = zipfile.ZIP_DEFLATED if plain else zipfile.ZIP_STORED
+            archive.writestr(entry, data)
+    return buffer.getvalue()
+
+
+def _geometry(outline: Outline) -> dict[str, Any]:
+    # GeoJSON's rings repeat their first corner at the end
+    polygons = [[np.concatenate([ring, ring[:1]]).tolist() for ring in polygon] for polygon in outline.polygons]
+    if len(polygons) == 1:
+        return {"type": "Polygon", "coordinates": polygons[0]}
+    return {"type": "MultiPolygon", "coordinates": polygons}
+
+
+def _roi(outline: Outline, name: str) -> roifile.ImagejRoi:
+    rings = [ring for polygon in outline.polygons for ring in polygon]
+    corners = np.concatenate(rings)
+    left, top = corners.min(axis=0).tolist()
+    right, bottom = corners.max(axis=0).tolist()
+    if len(rings) == 1:
+        roi = roifile.ImagejRoi.frompoints(rings[0], name=name)
+        # what ImageJ's own wand makes: the corners are pixel corners
+        roi.roitype = roifile.ROI_TYPE.TRACED
+    else:
+        roi = roifile.ImagejRoi(roitype=roifile.ROI_TYPE.RECT, name=name, version=227)
+        roi.multi_coordinates = _path(rings)
+        roi.shape_roi_size = roi.multi_coordinates.size
+    roi.left, roi.top, roi.right, roi.bottom = left, top, right, bottom
+    return roi
+
+
+def _path(rings: list[Ring]) -> npt.NDArray[np.float32]:
+    """Java's path segments: move to the first corner (0), lines to the others (1), close (4); filled by odd winding."""
+    segments: list[float] = []
+    for ring in rings:
+        for index, (x, y) in enumerate(ring.tolist()):
+            segments += [float(index > 0), x, y]
+        segments.append(4.0)
+    return np.array(segments, dtype=np.float32)

@@ -1,0 +1,284 @@
+"""The Python client and the `maskwell` command against a live server, and against ones that misbehave."""
+
+import asyncio
+import csv
+import io
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+import model.images
+import model.outputs
+from client import AsyncClient, Client, ClientError, ServiceError
+from client.__main__ import IMAGE_SUFFIXES, main
+from client.api import SUFFIXES, Output
+from model import Segmenter
+from tests.e2e.kit import (
+    ROOT,
+    ServerProcess,
+    decode,
+    draw_cells,
+    find_free_port,
+    load_reference,
+    to_png,
+    write_weights,
+)
+
+GREY = draw_cells(90, 140, 3)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_weights(folder / "best_model.pth", min_area_px=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(weights: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(weights, weights / "server.log") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def reference(weights: Path) -> Segmenter:
+    return load_reference(weights / "best_model.pth")
+
+
+def test_arrays_files_and_bytes_give_what_the_library_gives(
+    server: ServerProcess, reference: Segmenter, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(to_png(GREY))
+    expected = reference.segment(GREY, threshold=0.45)
+    with Client(server.url) as client:
+        for source in (GREY, to_png(GREY), tmp_path / "a.png", str(tmp_path / "a.png")):
+            labels = client.segment(source, threshold=0.45)
+            assert labels.dtype == np.int32
+            np.testing.assert_array_equal(labels, expected.labels())
+        mask = client.segment(GREY, output="mask", threshold=0.45)
+        assert mask.dtype == np.bool_
+        np.testing.assert_array_equal(mask, expected.mask())
+        probability = client.segment(GREY, output="probability")
+        assert probability.dtype == np.float32
+        np.testing.assert_array_equal(probability, expected.probability)
+        assert client.segment(GREY, output="overlay").shape == (90, 140, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.bool_])
+def test_every_type_of_array_arrives_as_it_is(server: ServerProcess, reference: Segmenter, dtype: type) -> None:
+    image = (GREY > 100) if dtype is np.bool_ else GREY.astype(dtype)
+    with Client(server.url) as client:
+        np.testing.assert_array_equal(client.segment(image), reference.segment(image).labels())
+
+
+def test_a_file_comes_with_what_made_it(server: ServerProcess, reference: Segmenter) -> None:
+    with Client(server.url) as client:
+        answer = client.fetch(GREY, output="table")
+        assert (answer.media_type, answer.suffix) == ("text/csv", ".csv")
+        assert (answer.model, answer.model_version) == ("best_model", reference.version)
+        assert answer.threshold == pytest.approx(reference.config.threshold)
+        assert len(answer.request_id) > 8
+        rows = list(csv.DictReader(io.StringIO(answer.content.decode())))
+        assert len(rows) == reference.segment(GREY).labels().max()
+        assert [item["name"] for item in client.models()] == ["best_model"]
+        assert client.model("best_model")["version"] == reference.version
+        assert client.health()["status"] == "ready"
+
+
+def test_asyncio_gives_the_same(server: ServerProcess, reference: Segmenter) -> None:
+    async def work() -> list[np.ndarray]:
+        async with AsyncClient(server.url) as client:
+            assert (await client.health())["status"] == "ready"
+            assert [item["name"] for item in await client.models()] == ["best_model"]
+            assert (await client.model("best_model"))["version"] == reference.version
+            return await asyncio.gather(*(client.segment(GREY, threshold=value / 10) for value in range(4, 7)))
+
+    for value, labels in zip(range(4, 7), asyncio.run(work()), strict=True):
+        np.testing.assert_array_equal(labels, reference.segment(GREY, threshold=value / 10).labels())
+
+
+def test_a_refusal_is_the_services_own_words(server: ServerProcess) -> None:
+    with Client(server.url) as client:
+        with pytest.raises(ServiceError, match="no model 'nobody'; there are best_model") as caught:
+            client.segment(GREY, model="nobody")
+        assert (caught.value.status, caught.value.code) == (404, "unknown_model")
+        assert caught.value.request_id
+        with pytest.raises(ServiceError) as caught:
+            client.segment(b"no image")
+        assert caught.value.status == 415
+        with pytest.raises(ClientError, match=r"shape \(2, 3, 4, 5\)"):
+            client.segment(np.zeros((2, 3, 4, 5)))
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Answers with each of `answers` in turn: a status, or None to hang up."""
+
+    answers: list[int | None]
+    seen: list[float]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        type(self).seen.append(time.monotonic())
+        status = type(self).answers.pop(0)
+        if status is None:
+            self.connection.close()
+            return
+        body = to_png(GREY) if status == 200 else b"{}"
+        self.send_response(status)
+        for name, value in (
+            ("Retry-After", "1"), ("X-Model", "m"), ("X-Model-Version", "v"), ("X-Threshold", "0.5"),
+            ("Content-Type", "image/png" if status == 200 else "application/problem+json"),
+            ("Content-Length", str(len(body))),
+        ):  # fmt: skip
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def misbehaving(*answers: int | None) -> Iterator[tuple[str, list[float]]]:
+    class Handler(Busy):
+        pass
+
+    Handler.answers, Handler.seen = list(answers), []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", Handler.seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_busy_service_is_asked_again_after_as_long_as_it_says() -> None:
+    with misbehaving(429, 503, 200) as (url, seen), Client(url) as client:
+        np.testing.assert_array_equal(client.segment(GREY, output="mask"), GREY > 0)
+    assert len(seen) == 3
+    assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(seen))
+
+
+def test_a_broken_connection_is_tried_again_and_what_lasts_is_an_error() -> None:
+    with misbehaving(None, 200) as (url, seen), Client(url) as client:
+        client.segment(GREY, output="mask")
+        assert len(seen) == 2
+    with misbehaving(429, 429) as (url, seen), Client(url, retries=1) as client:
+        with pytest.raises(ServiceError) as caught:
+            client.segment(GREY)
+        assert (caught.value.status, len(seen)) == (429, 2)
+    with misbehaving(500) as (url, seen), Client(url) as client:
+        with pytest.raises(ServiceError):
+            client.segment(GREY)
+        assert len(seen) == 1
+
+
+def test_no_service_and_no_url_are_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--url", f"http://127.0.0.1:{find_free_port()}"]) == 2
+    assert "error: no answer from http://127.0.0.1" in capsys.readouterr().err
+    assert main(["models", "--url", "localhost"]) == 2
+    assert "is no URL of a service" in capsys.readouterr().err
+
+
+def test_models_are_listed(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--url", server.url]) == 0
+    assert capsys.readouterr().out.startswith("best_model  version ")
+
+
+def make_images(folder: Path, count: int) -> None:
+    for index in range(count):
+        place = folder / f"plate{index % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index:03d}.png").write_bytes(to_png(np.roll(GREY, index, axis=1)))
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_segmented_once_and_bad_files_fail_alone(
+    server: ServerProcess, reference: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "in", 5)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    command = ["segment", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--url", server.url]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "bad.png" in said
+    assert "5 of 6 images segmented" in said
+    found = results(tmp_path / "out")
+    assert sorted(found) == [f"plate{index % 2}/{index:03d}_mask.png" for index in (0, 2, 4, 1, 3)]
+    expected = reference.segment(np.roll(GREY, 3, axis=1)).mask()
+    np.testing.assert_array_equal(decode(found["plate1/003_mask.png"]) > 0, expected)
+
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    assert main(command) == 1  # the bad one is tried again, the others are not
+    assert "5 of 6 results are there already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")} == stamps
+
+
+def test_results_beside_their_images_are_no_images_of_the_next_run(server: ServerProcess, tmp_path: Path) -> None:
+    make_images(tmp_path, 2)
+    for _ in range(2):
+        assert main(["segment", str(tmp_path), "--url", server.url, "--output", "labels"]) == 0
+    assert len(results(tmp_path)) == 4
+
+
+def test_two_images_that_would_share_a_result_are_refused(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(to_png(GREY))
+    assert main(["segment", str(tmp_path), "--url", server.url]) == 2
+    assert "several images would be written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_without_doing_anything_twice(server: ServerProcess, tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 200)
+    command = [sys.executable, "-m", "client", "segment", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--url", server.url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(results(tmp_path / "out")) < 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(2)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    done = results(tmp_path / "out")
+    assert 20 <= len(done) < 200
+    assert all(name.endswith("_mask.png") for name in done)  # no parts of files
+    stamps = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done}
+    again = subprocess.run([*command, "--url", server.url], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(done)} of 200 results are there already" in again.stderr
+    assert len(results(tmp_path / "out")) == 200
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done} == stamps
+
+
+def test_what_the_client_says_of_the_service_is_true() -> None:
+    """The client stands on HTTP alone, so it has its own copies."""
+    assert IMAGE_SUFFIXES == model.images.SUFFIXES
+    assert SUFFIXES == model.outputs.SUFFIXES
+    assert get_args(Output) == get_args(model.outputs.Output)
+
+
+def test_other_commands_have_their_own_help() -> None:
+    for name, words in (("serve", "MASKWELL_PORT"), ("train", "--recipe"), ("evaluate", "--report")):
+        done = subprocess.run(
+            [sys.executable, "-m", "client", name, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert words in done.stdout
