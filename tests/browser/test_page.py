@@ -165,7 +165,7 @@ DOWNLOADS = [
     ("mask", "Mask", ".png"),
     ("probability", "Probability", ".png"),
     ("labels", "Labels", ".png"),
-    ("geojson", "QuPath outlines", ".geojson"),
+    ("geojson", "For QuPath", ".geojson"),
     ("all", "All of these", ".zip"),
 ]
 
