@@ -110,6 +110,17 @@ BATCH_ANSWERS: Answers = {
     },
     **problems(*_COMMON),
 }
+PREVIEW_ANSWERS: Answers = {
+    200: {
+        "description": "8-bit RGB PNG; same height and width as the upload.",
+        "headers": {name: RESULT_HEADERS[name] for name in ("X-Request-ID", "Server-Timing")},
+        "content": {"image/png": BINARY},
+    },
+    **problems(
+        *(code for code in _COMMON if code != "unknown_model"), "image_too_large", "undecodable_image",
+        "ambiguous_axes", "unsupported_image", "deadline_exceeded",
+    ),
+}  # fmt: skip
 HEALTH_ANSWERS: Answers = {503: {"model": Health, "description": "Not ready; the same body."}}
 LIVE_ANSWERS = problems("not_ready")
 READY_ANSWERS = problems("not_ready", "draining")

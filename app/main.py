@@ -8,13 +8,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from app import __version__
 from app.docs import describe
 from app.errors import RequestError, handle_error
 from app.middleware import RequestContext
-from app.routes import health, models, segment
+from app.routes import health, models, page, segment
 from app.service import Service
 from app.settings import Settings
 from model.errors import SegmentationError
@@ -72,13 +72,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # /segment/ is a mistake to be told of; a redirect would send the upload twice
     )
     app.state.service = service
+    app.state.page = page.read_page()
     app.add_middleware(RequestContext, lifecycle=service.lifecycle, max_upload_bytes=service.settings.max_upload_bytes)
-    for routes in (segment, health, models):
+    for routes in (segment, health, models, page):
         app.include_router(routes.router)
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return RedirectResponse("docs")
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

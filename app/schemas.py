@@ -38,6 +38,14 @@ class SegmentQuery(BaseModel):
     page: int | None = Field(None, ge=0, le=INT32_MAX, description="Which plane of a file that holds several, from 0.")
 
 
+class PreviewQuery(BaseModel):
+    """Which picture to show."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    page: int | None = Field(None, ge=0, le=INT32_MAX, description="Which plane of a file that holds several, from 0.")
+
+
 class Problem(BaseModel):
     """Why a request was refused (RFC 9457)."""
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from app.admission import Admission, Reservation
@@ -13,11 +14,11 @@ from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError,
 from app.lanes import Lane
 from app.lifecycle import Lifecycle
 from app.registry import Model, Registry
-from app.schemas import FileProblem, SegmentQuery
+from app.schemas import FileProblem, PreviewQuery, SegmentQuery
 from app.settings import Settings
 from app.uploads import Upload, UploadBudget
 from model.errors import SegmentationError
-from model.images import ImageHeader, decode_image, inspect_image
+from model.images import ImageHeader, decode_image, encode_png, inspect_image, to_display
 from model.outputs import NEEDS_IMAGE, SUFFIXES, encode_output
 from model.tiling import Stitcher, plan_tiles
 from model.types import Image
@@ -141,6 +142,23 @@ class Service:
             timing += Timing(encode=time.perf_counter() - started_at)
         return Result(body, "application/zip", _provenance(model, _threshold(query, model)), timing)
 
+    async def preview(self, upload: Upload, query: PreviewQuery) -> Result:
+        """The picture in 8 bits, as a browser can show it; the network is not asked.
+
+        Raises:
+            ImageError: of any kind.
+            RequestError: the queue is full, the deadline passed.
+        """
+        started_at = time.perf_counter()
+        header = await self._inspect(upload)
+        pixels = header.height * header.width
+        lane = self._lane(pixels)
+        with self.admission.reserve(pixels, work_px=0):
+            async with self._room(lane, pixels):
+                body, timing = await lane.run(_draw_preview, upload.data, self.settings.max_pixels, query)
+        queue_s = max(time.perf_counter() - started_at - timing.decode - timing.encode, 0.0)
+        return Result(body, "image/png", {}, timing + Timing(queue=queue_s))
+
     async def _inspect(self, upload: Upload) -> ImageHeader:
         return await self._small.run(inspect_image, upload.data, max_pixels=self.settings.max_pixels)
 
@@ -170,7 +188,25 @@ class Service:
         started_at = time.perf_counter()
         deadline_s = self.settings.deadline_s
         pixels = header.height * header.width
-        lane = self._small if pixels <= self._small_px else self._large
+        lane = self._lane(pixels)
+        async with self._room(lane, pixels):
+            prepared = await lane.run(_prepare, upload.data, self.settings.max_pixels, query, model)
+            waited_s = time.perf_counter() - started_at
+            infer_s = await self.batcher.infer(
+                model.segmenter, prepared.stitcher, reservation, wait_s=deadline_s - waited_s
+            )
+            body, media_type, provenance, encode_s = await lane.run(_encode, prepared, query, model)
+        spent_s = prepared.seconds + infer_s + encode_s
+        queue_s = max(time.perf_counter() - started_at - spent_s, 0.0)
+        return Result(body, media_type, provenance, Timing(queue_s, prepared.seconds, infer_s, encode_s))
+
+    def _lane(self, pixels: int) -> Lane:
+        return self._small if pixels <= self._small_px else self._large
+
+    @asynccontextmanager
+    async def _room(self, lane: Lane, pixels: int) -> AsyncIterator[None]:
+        """Wait for room in a lane, no longer than the deadline, and keep it for the time of the block."""
+        deadline_s = self.settings.deadline_s
         room = lane.room(pixels)
         try:
             async with asyncio.timeout(deadline_s):
@@ -178,17 +214,9 @@ class Service:
         except TimeoutError:
             raise DeadlineExceededError(f"the image waited {deadline_s:g} s, which is the longest allowed") from None
         try:
-            prepared = await lane.run(_prepare, upload.data, self.settings.max_pixels, query, model)
-            waited_s = time.perf_counter() - started_at
-            infer_s = await self.batcher.infer(
-                model.segmenter, prepared.stitcher, reservation, wait_s=deadline_s - waited_s
-            )
-            body, media_type, provenance, encode_s = await lane.run(_encode, prepared, query, model)
+            yield
         finally:
             await room.__aexit__(None, None, None)
-        spent_s = prepared.seconds + infer_s + encode_s
-        queue_s = max(time.perf_counter() - started_at - spent_s, 0.0)
-        return Result(body, media_type, provenance, Timing(queue_s, prepared.seconds, infer_s, encode_s))
 
 
 def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) -> _Prepared:
@@ -197,6 +225,14 @@ def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) ->
     stitcher = model.segmenter.start(image)
     kept = image if query.output in NEEDS_IMAGE else None
     return _Prepared(stitcher, kept, time.perf_counter() - started_at)
+
+
+def _draw_preview(data: bytes, max_pixels: int, query: PreviewQuery) -> tuple[bytes, Timing]:
+    started_at = time.perf_counter()
+    image = decode_image(data, max_pixels=max_pixels, page=query.page).pixels
+    decoded_at = time.perf_counter()
+    body = encode_png(to_display(image), {"Software": "Maskwell"})
+    return body, Timing(decode=decoded_at - started_at, encode=time.perf_counter() - decoded_at)
 
 
 def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[bytes, str, dict[str, str], float]:

@@ -1,4 +1,4 @@
-"""POST /segment and POST /segment/batch."""
+"""POST /segment, POST /segment/batch and POST /preview."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from app.docs import BATCH_ANSWERS, SEGMENT_ANSWERS, form_body
+from app.docs import BATCH_ANSWERS, PREVIEW_ANSWERS, SEGMENT_ANSWERS, form_body
 from app.errors import InvalidParameterError
-from app.schemas import SegmentQuery
+from app.schemas import PreviewQuery, SegmentQuery
 from app.service import Result, Service
 from app.uploads import read_uploads
 
@@ -57,6 +57,27 @@ async def segment_batch(request: Request, query: Annotated[SegmentQuery, Query()
             request.headers, request.stream(), held, field="files", max_files=service.settings.max_files
         )
         return _respond(await _until_gone(request, service.segment_batch(uploads, query, model)))
+
+
+@router.post(
+    "/preview",
+    summary="See one image",
+    response_class=Response,
+    responses=PREVIEW_ANSWERS,
+    openapi_extra=form_body("file", several=False),
+)
+async def preview(request: Request, query: Annotated[PreviewQuery, Query()]) -> Response:
+    """Send an image in the form field `file`; get it as an 8-bit RGB PNG, stretched so that something can be seen.
+
+    For what cannot show a TIFF or 16 bits, such as a browser. Its pixels lie where the mask's do: an orientation in
+    the file's metadata is not applied.
+    """
+    _refuse_repeats(request)
+    service: Service = request.app.state.service
+    _check_room(service)
+    with service.uploads.hold() as held:
+        [upload] = await read_uploads(request.headers, request.stream(), held, field="file", max_files=1)
+        return _respond(await _until_gone(request, service.preview(upload, query)))
 
 
 def _refuse_repeats(request: Request) -> None:

@@ -218,6 +218,7 @@ def test_a_model_shows_its_config_and_its_card(server: ServerProcess, reference:
     assert [item["name"] for item in listed] == ["best_model", "other"]
 
 
-def test_the_root_leads_to_the_documentation(server: ServerProcess) -> None:
-    answer = httpx.get(server.url, follow_redirects=True, timeout=TIMEOUT)
-    assert (answer.status_code, answer.url.path) == (200, "/docs")
+def test_the_root_is_the_page(server: ServerProcess) -> None:
+    answer = httpx.get(server.url, timeout=TIMEOUT)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]

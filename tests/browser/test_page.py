@@ -1,0 +1,311 @@
+"""The page in a real browser, against a real server."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tifffile
+from playwright.sync_api import Browser, Page, Route, expect
+
+from tests.browser.kit import BROWSERS, find_browser
+from tests.e2e.kit import ServerProcess, decode, draw_cells, to_png
+
+if find_browser() is None:
+    pytest.skip(f"no browser ({', '.join(BROWSERS)}) in the path: the page is not tested", allow_module_level=True)
+
+HEIGHT, WIDTH = 90, 140
+GREY = draw_cells(HEIGHT, WIDTH, 3)
+READ_MASK = """([width, height]) => {
+    const {x, y, scale} = document.querySelector("#stage").dataset;
+    if (Number(scale) !== 1) throw new Error(`scale ${scale}`);
+    const pen = document.querySelector("#overlay").getContext("2d");
+    return [...pen.getImageData(Number(x), Number(y), width, height).data].filter((_, i) => i % 4 === 3);
+}"""
+DROP = """(files) => {
+    const data = new DataTransfer();
+    for (const [name, text] of files) {
+        data.items.add(new File([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], name));
+    }
+    document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+PASTE = DROP.replace(
+    'document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data,',
+    'document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data,',
+)
+
+
+def to_tiff(image: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, image, photometric="minisblack")
+    return buffer.getvalue()
+
+
+PNG = to_png(GREY)
+TIFF16 = to_tiff(GREY.astype(np.uint16) * 200)
+STACK = to_tiff(np.stack([GREY, GREY[::-1], GREY[:, ::-1]]))
+
+
+def drop(page: Page, **files: bytes) -> None:
+    named = [[name.replace("_", "."), base64.b64encode(data).decode()] for name, data in files.items()]
+    page.evaluate(DROP, named)
+
+
+def ask(server: ServerProcess, data: bytes, **query: Any) -> bytes:
+    answer = httpx.post(f"{server.url}/segment", files={"file": ("x", data)}, params=query, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def ask_for_mask(server: ServerProcess, data: bytes, **query: Any) -> npt.NDArray[np.bool_]:
+    mask: npt.NDArray[np.bool_] = decode(ask(server, data, **query)) > 0
+    assert 0 < mask.mean() < 1
+    return mask
+
+
+def wait_for(page: Page, state: str) -> None:
+    page.wait_for_selector(f"#overlay[data-state={state}]")
+
+
+def open_at_once(page: Page, data: bytes, name: str = "cells_png") -> None:
+    """One picture, one pixel of it to one of the screen, its cells filled."""
+    drop(page, **{name: data})
+    wait_for(page, "exact")
+    page.click("[data-zoom=one]")
+    page.check("[value=fill]")
+    page.wait_for_selector("#stage[data-scale='1']")
+
+
+def shown_mask(page: Page) -> npt.NDArray[np.bool_]:
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    alpha = np.array(page.evaluate(READ_MASK, [WIDTH, HEIGHT]), dtype=np.uint8).reshape(HEIGHT, WIDTH)
+    assert set(np.unique(alpha)) <= {0, 255}
+    return alpha > 0
+
+
+def view_of(page: Page) -> tuple[float, float, float]:
+    """Scale, x and y of the picture on the screen."""
+    data = page.evaluate("({...document.querySelector('#stage').dataset})")
+    return float(data["scale"]), float(data["x"]), float(data["y"])
+
+
+def test_three_dropped_pictures_are_segmented_and_the_stack_asks_for_its_plane(
+    page: Page, server: ServerProcess
+) -> None:
+    drop(page, one_png=PNG, two_tif=TIFF16, three_tif=STACK)
+    lines = page.locator("#list .open")
+    expect(lines).to_have_count(3)
+    for index, data in enumerate((PNG, TIFF16)):
+        n = int(decode(ask(server, data, output="labels")).max())
+        expect(lines.nth(index)).to_contain_text(f"{n} cell")
+    expect(lines.nth(2)).to_contain_text("which plane?")
+
+    lines.nth(2).click()
+    problem = page.locator("#problem")
+    expect(problem).to_contain_text("3 planes")
+    expect(page.locator("#planes-hint")).to_have_text("0 to 2")
+    page.fill("#plane", "1")
+    page.press("#plane", "Enter")
+    wait_for(page, "exact")
+    expect(problem).to_be_hidden()
+    page.check("[value=fill]")
+    page.click("[data-zoom=one]")
+    page.wait_for_selector("#stage[data-scale='1']")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, STACK, page=1))
+
+
+def test_the_pixels_on_show_are_those_of_the_mask_that_the_api_returns(page: Page, server: ServerProcess) -> None:
+    open_at_once(page, TIFF16, "cells_tif")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, TIFF16))
+    page.check("[value=colours]")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, TIFF16))
+    page.check("[value=outlines]")
+    overlay = decode(ask(server, TIFF16, output="overlay"))
+    assert np.array_equal(shown_mask(page), (overlay == (0, 220, 255)).all(axis=2))  # BGR
+    page.fill("#min-area", "60")
+    page.wait_for_selector("#overlay[data-state=live]")
+    wait_for(page, "exact")
+    page.check("[value=fill]")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, TIFF16, min_area_px=60))
+
+
+def test_a_moving_threshold_answers_at_once_and_a_resting_one_exactly(page: Page, server: ServerProcess) -> None:
+    open_at_once(page, PNG)
+    probability = decode(ask(server, PNG, output="probability"))
+    threshold = round(float(np.percentile(probability, 70)) / 65535, 3)
+    held: list[Route] = []
+    page.route("**/segment?output=labels*", lambda route: held.append(route))  # the service keeps the page waiting
+    page.fill("#threshold-number", str(threshold))
+    wait_for(page, "live")
+    assert np.array_equal(shown_mask(page), probability >= np.ceil(threshold * 65535 - 1e-6))
+    expect(page.locator("#kind")).to_have_text("counting…")
+    page.wait_for_timeout(600)
+    assert len(held) == 1
+    assert f"threshold={threshold}" in held[0].request.url
+    held[0].continue_()
+    page.unroute("**/segment?output=labels*")
+    wait_for(page, "exact")
+    labels = decode(ask(server, PNG, output="labels", threshold=threshold))
+    assert np.array_equal(shown_mask(page), labels > 0)
+    expect(page.locator("#count")).to_have_text(f"{labels.max():,}")
+    areas = np.sort(np.bincount(labels.ravel())[1:])
+    expect(page.locator("#sizes")).to_contain_text(f"{areas[0]:,} to {areas[-1]:,} px")
+    with page.expect_response(lambda response: response.url.endswith("segment?output=labels")):
+        page.click("#own")
+    wait_for(page, "exact")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG))
+
+
+DOWNLOADS = [
+    ("mask", "Mask", ".png"),
+    ("probability", "Probability", ".png"),
+    ("labels", "Labels", ".png"),
+    ("geojson", "For QuPath", ".geojson"),
+    ("all", "All of these", ".zip"),
+]
+
+
+@pytest.mark.parametrize(("output", "words", "ending"), DOWNLOADS)
+def test_a_download_is_the_api_s_answer_to_the_byte(
+    page: Page, server: ServerProcess, output: str, words: str, ending: str
+) -> None:
+    open_at_once(page, PNG)
+    with page.expect_response(lambda response: "threshold=0.43" in response.url):
+        page.fill("#threshold", "0.43")
+    wait_for(page, "exact")
+    with page.expect_download() as download:
+        page.click(f"#downloads button:text-is('{words}')")
+    assert download.value.suggested_filename == f"cells_{output}{ending}"
+    query = {} if output == "probability" else {"threshold": 0.43}  # no threshold changes a probability
+    assert Path(download.value.path()).read_bytes() == ask(server, PNG, output=output, **query)
+
+
+def test_another_model_gives_its_own_mask(page: Page, server: ServerProcess) -> None:
+    open_at_once(page, PNG)
+    with page.expect_response(lambda response: "output=labels&model=other" in response.url):
+        page.select_option("#model", "other")
+    wait_for(page, "exact")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG, model="other"))
+
+
+def test_a_pasted_picture_is_zoomed_by_the_wheel_and_moved_by_the_mouse(page: Page) -> None:
+    page.evaluate(PASTE, [["image.png", base64.b64encode(PNG).decode()]])
+    wait_for(page, "exact")
+    fitted = view_of(page)
+    box = page.locator("#stage").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.wheel(0, -400)
+    page.wait_for_function("(before) => document.querySelector('#stage').dataset.scale > before", arg=fitted[0])
+    scale, x, y = view_of(page)
+    for before, after in zip(fitted[1:], (x, y), strict=True):  # what lies under the pointer stays there
+        assert (100 - before) / fitted[0] == pytest.approx((100 - after) / scale, abs=1 / scale)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 130, box["y"] + 80)
+    page.mouse.up()
+    page.wait_for_function("(before) => Number(document.querySelector('#stage').dataset.x) !== before", arg=x)
+    assert view_of(page) == (scale, x + 30, y - 20)
+    page.click("[data-zoom=fit]")
+    page.wait_for_function("(scale) => Number(document.querySelector('#stage').dataset.scale) === scale", arg=fitted[0])
+    assert view_of(page) == fitted
+
+
+def test_what_is_no_image_is_refused_in_words(page: Page) -> None:
+    drop(page, notes_txt=b"hello", cells_png=PNG)
+    expect(page.locator("#problem")).to_contain_text("notes.txt. Not an image that can be read")
+    expect(page.locator("#list .open").nth(0)).to_contain_text("Not segmented")
+    expect(page.locator("#list .open").nth(1)).to_contain_text("cells")
+    page.click("[aria-label='Remove notes.txt']")
+    expect(page.locator("#problem")).to_be_hidden()
+    wait_for(page, "exact")
+
+
+def test_a_full_queue_is_waited_for(page: Page) -> None:
+    refused: list[str] = []
+
+    def refuse_once(route: Route) -> None:
+        if refused:
+            route.continue_()
+            return
+        refused.append(route.request.url)
+        body = {"title": "The queue is full", "detail": "9 requests are waiting", "code": "queue_full"}
+        route.fulfill(status=429, headers={"Retry-After": "1"}, json=body)
+
+    page.route("**/segment?*", refuse_once)
+    drop(page, cells_png=PNG)
+    expect(page.locator("#status")).to_contain_text("The queue is full: 9 requests are waiting. Trying again in 1 s")
+    wait_for(page, "exact")
+    assert len(refused) == 1
+
+
+def test_labels_that_come_as_a_tiff_show_the_mask_and_can_be_downloaded(page: Page, server: ServerProcess) -> None:
+    page.route(
+        "**/segment?output=labels*", lambda route: route.fulfill(body=b"II*\0", headers={"Content-Type": "image/tiff"})
+    )
+    open_at_once(page, PNG)
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG))
+    expect(page.locator("#sizes")).to_contain_text("TIFF of 32 bits")
+    with page.expect_download() as download:
+        page.click("#downloads button:text-is('Labels')")
+    assert download.value.suggested_filename == "cells_labels.tif"
+
+
+def test_a_service_that_is_away_is_said_and_can_be_asked_again(page: Page) -> None:
+    page.route("**/preview*", lambda route: route.abort())
+    drop(page, cells_png=PNG)
+    expect(page.locator("#problem")).to_contain_text("the service cannot be reached")
+    page.unroute("**/preview*")
+    page.click("#again")
+    wait_for(page, "exact")
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_all_of_it_works_by_keyboard(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "cells.png"
+    path.write_bytes(PNG)
+    page.on("filechooser", lambda _: None)  # from the first listener on, Chromium shows no window of its own
+    for _ in range(2):  # past the link to the documentation
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "choose"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(path)
+    wait_for(page, "exact")
+    expect(page.locator("#status")).to_contain_text("cells.png: ")
+    page.focus("#stage")
+    before = page.get_attribute("#stage", "data-scale")
+    page.keyboard.press("+")
+    page.wait_for_function("(before) => document.querySelector('#stage').dataset.scale > before", arg=before)
+    page.focus("#threshold")
+    with page.expect_response(lambda response: "threshold=" in response.url):
+        page.keyboard.press("ArrowRight")
+    reached = set()
+    page.focus("#choose")
+    for _ in range(30):
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+        page.keyboard.press("Tab")
+    assert {"choose", "try", "stage", "threshold", "opacity", "min-area", "model", "Mask", "Labels"} <= reached
+    assert str(page.get_attribute("#overlay", "aria-label")).startswith("cells.png, 140 by 90 pixels; ")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width", "height"), [("light", 1280, 800), ("dark", 1280, 800), ("light", 360, 740), ("dark", 360, 740)]
+)
+def test_the_sample_in_light_and_dark_wide_and_narrow(
+    browser: Browser, server: ServerProcess, tmp_path: Path, scheme: Any, width: int, height: int
+) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+    page = context.new_page()
+    page.goto(f"{server.url}/")
+    page.click("#try")
+    wait_for(page, "exact")
+    page.screenshot(path=tmp_path / f"{scheme}-{width}.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 20, 24)"
+    assert dark == (scheme == "dark")
+    context.close()
