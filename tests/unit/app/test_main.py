@@ -1,7 +1,10 @@
 """The app in this process, its lifespan included, for what a live server cannot be made to do at will."""
 
+import io
+import json
 import logging
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,9 +91,11 @@ def test_an_unforeseen_error_on_one_file_of_a_batch_spares_the_others(
     files = [("files", ("a.png", IMAGE)), ("files", ("b.png", to_png(draw_cells(60, 81))))]
     answer = client.post("/segment/batch", files=files)
     assert answer.status_code == 200
-    assert b"a_mask.png" in answer.content
-    assert b"internal_error" in answer.content
-    assert b"secret" not in answer.content
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["a_mask.png", "errors.json"]
+    problems = archive.read("errors.json")
+    assert [item["problem"]["code"] for item in json.loads(problems)] == ["internal_error"]
+    assert b"secret" not in problems
 
 
 def test_a_dead_engine_turns_every_probe_red(client: TestClient) -> None:
@@ -136,10 +141,10 @@ def test_the_pixels_of_a_batch_are_bounded_together(tiny_weights: Path) -> None:
         files = [("files", (f"{index}.png", IMAGE)) for index in range(3)]
         answer = client.post("/segment/batch", files=files)
         assert answer.status_code == 200
-        assert b"0_mask.png" in answer.content
-        assert b"1_mask.png" in answer.content
-        assert b"2_mask.png" not in answer.content
-        assert b"upload_too_large" in answer.content
+        archive = zipfile.ZipFile(io.BytesIO(answer.content))
+        assert archive.namelist() == ["0_mask.png", "1_mask.png", "errors.json"]
+        [problem] = json.loads(archive.read("errors.json"))
+        assert (problem["file"], problem["problem"]["code"]) == ("2.png", "upload_too_large")
 
 
 def test_the_log_has_a_line_for_each_request_and_no_line_break_from_outside(
