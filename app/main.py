@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -62,7 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             service.close()
 
     handlers: dict[int | type[Exception], Handler] = dict.fromkeys(FAMILIES, handle_error)
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Maskwell",
         version=__version__,
         summary="Segments cells in microscope images.",

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -156,6 +157,16 @@ def test_the_log_has_a_line_for_each_request_and_no_line_break_from_outside(
     assert len(lines) == 1
     assert lines[0].startswith("GET /no%0Awhere 404 ")
     assert lines[0].endswith("[r-2]")
+
+
+def test_the_documentation_comes_from_the_service_alone(client: TestClient) -> None:
+    page = client.get("/docs").text
+    addresses = re.findall(r"""(?:src|href)=["']([^"']+)|url: *["']([^"']+)""", page)
+    found = [first or second for first, second in addresses]
+    assert len(found) >= 4
+    assert all(address.startswith("/") and not address.startswith("//") for address in found)
+    for address in found:
+        assert client.get(address).status_code == 200
 
 
 def test_every_operation_documents_its_problems(client: TestClient) -> None:
