@@ -65,7 +65,9 @@ def _fit(options: argparse.Namespace) -> int:
         print(f"stopped; the same command goes on from {run_folder}", file=sys.stderr)
         return 1
     best = result.progress
-    print(f"{options.out}: validation Dice {best.best_dice:.4f}, from epoch {best.best_epoch + 1}; log in {run_folder}")
+    print(
+        f"{options.out}: validation score {best.best_score:.4f}, from epoch {best.best_epoch + 1}; log in {run_folder}"
+    )
     return 0
 
 

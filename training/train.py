@@ -39,7 +39,7 @@ from training.evaluate import Scores, evaluate
 from training.figures import draw_curves, draw_overlays
 from training.losses import segmentation_loss
 
-STATE_FORMAT = "maskwell-run/1"
+STATE_FORMAT = "maskwell-run/2"
 # A run that is killed without a chance to save loses no more than this.
 SAVE_EVERY_S = 300.0
 # The cosine schedule ends at this share of the learning rate.
@@ -57,7 +57,7 @@ class Progress:
     Attributes:
         epoch, step: of the next step to take; `step` counts within the epoch.
         loss_sum, loss_steps: of the epoch under way.
-        best_dice, best_epoch: of the best validation so far.
+        best_score, best_epoch: of the best validation so far, see _score.
         history: a record an epoch.
     """
 
@@ -65,7 +65,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
-    best_dice: float = -1.0
+    best_score: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ class FitResult:
 
     Attributes:
         finished: False where a signal stopped it; the same command goes on from there.
-        best: the checkpoint with the best validation Dice, if an epoch was finished.
+        best: the checkpoint with the best validation score, if an epoch was finished.
         progress: the last state.
     """
 
@@ -286,24 +286,25 @@ class _Run:
             record |= {"val_dice": scores.dice, "val_iou": scores.iou, "threshold": scores.threshold}
             if scores.cells is not None:
                 record |= {f"val_ap{key}": scores.cells.ap[key] for key in ("0.5", "0.7", "0.9", "mean")}
+            record["score"] = _score(scores)
             record["lr"] = float(self._schedule.get_last_lr()[0])
             if writer is not None:
                 for name, value in record.items():
                     writer.add_scalar(name, value, progress.epoch + 1)
             progress.history.append(record)
-            if scores.dice > progress.best_dice:
-                progress.best_dice, progress.best_epoch = scores.dice, progress.epoch
+            if record["score"] > progress.best_score:
+                progress.best_score, progress.best_epoch = record["score"], progress.epoch
                 config = self.config.model_copy(update={"threshold": scores.threshold})
                 write_checkpoint(self.folder / "best.pth", checkpoint.state, config, self._card(scores), half=True)
                 draw_overlays(self.folder / "overlays.png", segmenter, self._validation, scores)
             draw_curves(self.folder / "curves.png", progress.history)
             if not self.quiet:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
-                tqdm.write(f"{text}  best {progress.best_dice:.4f}")
+                tqdm.write(f"{text}  best {progress.best_score:.4f}")
         progress.epoch += 1
         progress.step, progress.loss_sum, progress.loss_steps = 0, 0.0, 0
         # the other processes stop with the first, so they must know what it knows
-        progress.best_dice, progress.best_epoch = self.fabric.broadcast((progress.best_dice, progress.best_epoch))
+        progress.best_score, progress.best_epoch = self.fabric.broadcast((progress.best_score, progress.best_epoch))
         self._save()
 
     def _out_of_patience(self) -> bool:
@@ -418,6 +419,11 @@ def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor
                 rows[row] = init.state[name][init.config.outputs.index(output)]
         state[name] = rows
     return state
+
+
+def _score(scores: Scores) -> float:
+    """What "best" means: the Dice of the mask and, where the truth has cells, in equal parts their mean AP."""
+    return scores.dice if scores.cells is None else (scores.dice + scores.cells.ap["mean"]) / 2
 
 
 def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> ModelConfig:
