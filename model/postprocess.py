@@ -11,10 +11,12 @@ from skimage.segmentation import watershed
 from model.types import Labels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
-# Where the cell probability less the border's is above this, a cell has its core. Source: the two-map pilot's value.
-CORE_THRESHOLD = 0.5
+# A cell has its core where its probability is above the border's by so much, and where it is so far from its own edge,
+# as a share of the largest distance in it. Values nearby do as well (decisions/0005).
+CORE_THRESHOLD = 0.6
+CORE_DISTANCE = 0.25
 # Cores smaller than this are noise between two borders, not cells of their own.
-CORE_AREA_PX = 10
+CORE_AREA_PX = 8
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ def threshold_mask(probability: Probability, threshold: float) -> Mask:
 def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0) -> Labels:
     """Give each cell its own integer.
 
-    Foreground is where the cell probability reaches the threshold. Without a border map each connected region
-    is a cell. With one, regions that hold several cores (cell but not border) are parted by a watershed grown
-    from these; a region with one core or none stays whole. So the labels cover the foreground exactly, less
-    the cells that are too small.
+    Foreground is where the cell probability reaches the threshold. With the cell map alone each connected region is a
+    cell. With border or distance, regions that hold several cores (no border, far from the edge) are parted by a
+    watershed grown from these; a region with one core or none stays whole. So the labels cover the foreground
+    exactly, less the cells that are too small.
 
     Args:
-        maps: cell probability and maybe border probability, (H, W) each.
+        maps: cell probability, and maybe border and distance, (H, W) each.
         threshold: in [0, 1]; from the checkpoint's config unless the user says otherwise.
         min_area_px: cells smaller than this, in pixels, become background; 0 keeps all.
 
@@ -92,17 +94,23 @@ def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0) -> Labels
     mask = threshold_mask(maps.cell, threshold)
     regions, count = ndimage.label(mask)
     labels: npt.NDArray[np.int32] = regions.astype(np.int32, copy=False)
-    if maps.border is not None and count:
-        labels = _part(labels, count, mask, maps.cell, maps.border)
+    if count and (maps.border is not None or maps.distance is not None):
+        labels = _part(labels, count, mask, maps)
     if min_area_px > 0:
         areas = np.bincount(labels.ravel())
         labels = np.where(areas[labels] >= min_area_px, labels, 0)
     return _by_first_pixel(labels)
 
 
-def _part(regions: Labels, count: int, mask: Mask, cell: Probability, border: Probability) -> Labels:
+def _part(regions: Labels, count: int, mask: Mask, maps: Maps) -> Labels:
     """Part each region that holds several cores; the others keep their label."""
-    cores, n_cores = ndimage.label(mask & (cell - border > CORE_THRESHOLD))
+    core, height = mask, maps.cell if maps.distance is None else maps.distance
+    if maps.border is not None:
+        core = core & (maps.cell - maps.border > CORE_THRESHOLD)
+        height = height - maps.border
+    if maps.distance is not None:
+        core = core & (maps.distance > CORE_DISTANCE)
+    cores, n_cores = ndimage.label(core)
     if n_cores < 2:
         return regions
     areas = np.bincount(cores.ravel())
@@ -117,7 +125,7 @@ def _part(regions: Labels, count: int, mask: Mask, cell: Probability, border: Pr
         return regions
     seeds = np.where(real[cores] & crowded[regions], cores + count, 0)
     # Only the pixels of crowded regions are flooded, so the cost follows them and not the image.
-    parted = watershed(border - cell, markers=seeds, mask=crowded[regions])  # type: ignore[no-untyped-call]  # no types
+    parted = watershed(-height, markers=seeds, mask=crowded[regions])  # type: ignore[no-untyped-call]  # no types
     return np.where(parted > 0, parted, regions).astype(np.int32)
 
 

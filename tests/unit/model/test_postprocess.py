@@ -62,6 +62,30 @@ def test_touching_discs_are_one_cell_without_a_border_map_and_two_with_one() -> 
     assert abs(int(areas[0]) - int(areas[1])) < 0.1 * areas.sum()
 
 
+def test_touching_discs_are_parted_by_their_distance_alone_and_where_it_says_so() -> None:
+    cell, _ = two_touching_discs()
+    far = np.zeros(cell.shape, np.float32)
+    for x in (25, 60):
+        ys, xs = np.ogrid[:50, :90]
+        far = np.maximum(far, np.clip(1 - np.hypot(ys - 25, xs - x) / 18, 0, 1)).astype(np.float32)
+    labels = label_cells(Maps(cell.astype(np.float32) * 0.9, distance=far), threshold=0.5)
+    assert labels.max() == 2
+    np.testing.assert_array_equal(labels > 0, cell)
+    # where one cell ends and the other begins, halfway
+    assert labels[25, 38] == labels[25, 25] != labels[25, 60] == labels[25, 47]
+    flat = Maps(cell.astype(np.float32) * 0.9, distance=np.where(cell, 0.9, 0).astype(np.float32))
+    assert label_cells(flat, threshold=0.5).max() == 1
+
+
+def test_a_core_needs_both_no_border_and_some_distance() -> None:
+    cell, border = two_touching_discs()
+    near = Maps(np.where(cell, 0.9, 0.1).astype(np.float32), np.where(border, 0.9, 0).astype(np.float32))
+    assert label_cells(near, threshold=0.5).max() == 2
+    left = disc((50, 90), (25, 25), 14)  # the right one has no inside
+    one = Maps(near.cell, near.border, np.where(left, 0.8, 0.1).astype(np.float32))
+    assert label_cells(one, threshold=0.5).max() == 1
+
+
 def test_a_region_without_a_core_stays_whole_beside_regions_that_are_parted() -> None:
     cell, border = two_touching_discs()
     cell = np.concatenate([cell, np.zeros((10, 90), dtype=bool)])
