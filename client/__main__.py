@@ -35,10 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in ("train", "evaluate", "publish"):
         try:
             from training.__main__ import main as train
+
+            return train(["fit" if given[0] == "train" else given[0], *given[1:]])
         except ModuleNotFoundError as error:
             print(f"error: {error.name} is not installed: pip install 'maskwell[training]'", file=sys.stderr)
             return 2
-        return train(["fit" if given[0] == "train" else given[0], *given[1:]])
     options = _parser().parse_args(given)
     try:
         status: int = options.run(options)
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    tasks = _plan(options.files, options.out, options.output)
+    kind = options.output if options.page is None else f"{options.output}_p{options.page}"
+    tasks = _plan(options.files, options.out, kind)
     todo = tasks if options.overwrite else [task for task in tasks if not _is_done(task)]
     if len(todo) < len(tasks):
         print(f"{len(tasks) - len(todo)} of {len(tasks)} results are there already (--overwrite)", file=sys.stderr)
@@ -86,16 +88,21 @@ async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> i
                         _write(task.stem.with_name(task.stem.name + answer.suffix), answer.content)
                     except ServiceError as error:
                         failed += 1
-                        tqdm.write(f"error: {task.image}: {error} ({error.code})", file=sys.stderr)
-                    except (ClientError, OSError) as error:
+                        _complain(task, f"{error} ({error.code})")
+                    except (ClientError, OSError, ValueError) as error:  # the last: a name that HTTP cannot say
                         failed += 1
-                        tqdm.write(f"error: {task.image}: {error}", file=sys.stderr)
+                        _complain(task, str(error))
                     bar.update()
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(options.jobs):
                     group.create_task(work())
     return failed
+
+
+def _complain(task: _Task, words: str) -> None:
+    name = str(task.image).encode(errors="replace").decode()  # not every name on a disk is text
+    tqdm.write(f"error: {name}: {words}", file=sys.stderr)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -110,30 +117,37 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _plan(files: Sequence[Path], out: Path | None, output: str) -> list[_Task]:
+def _plan(files: Sequence[Path], out: Path | None, kind: str) -> list[_Task]:
     tasks = []
+    beside = None if out is None else out.resolve()
     for path in files:
         if path.is_dir():
             found = [file for file in sorted(path.rglob("*")) if _is_image(file)]
             # results of an earlier run beside their images are no images
             results = {file.with_name(f"{file.stem}_{kind}") for file in found for kind in get_args(Output)}
             found = [file for file in found if file.with_suffix("") not in results]
+            if beside is not None and beside != path.resolve():  # nor are those in a folder of results within
+                found = [file for file in found if beside not in file.resolve().parents]
             if not found:
                 raise ClientError(f"{path} holds no images; looked for {', '.join(IMAGE_SUFFIXES)}")
             # folders below keep their place in the folder of results
-            tasks += [_task(file, (out / file.relative_to(path)) if out else file, output) for file in found]
+            tasks += [_task(file, (out / file.relative_to(path)) if out else file, kind) for file in found]
         elif path.is_file():
-            tasks.append(_task(path, (out / path.name) if out else path, output))
+            tasks.append(_task(path, (out / path.name) if out else path, kind))
         else:
             raise ClientError(f"{path} does not exist")
     clash = next((stem for stem, count in Counter(task.stem for task in tasks).items() if count > 1), None)
     if clash:
         raise ClientError(f"several images would be written to {clash}.*; run them into folders of their own")
+    inputs = {task.image.resolve().with_suffix("") for task in tasks}
+    overwritten = next((task.stem for task in tasks if task.stem.resolve() in inputs), None)
+    if overwritten:
+        raise ClientError(f"{overwritten}.* is an input and would be taken for a result; say --out")
     return tasks
 
 
-def _task(image: Path, place: Path, output: str) -> _Task:
-    return _Task(image, place.with_name(f"{image.stem}_{output}"))
+def _task(image: Path, place: Path, kind: str) -> _Task:
+    return _Task(image, place.with_name(f"{image.stem}_{kind}"))
 
 
 def _is_image(path: Path) -> bool:

@@ -287,7 +287,8 @@ def _to_upload(source: Source) -> tuple[str, bytes]:
         return "image", source
     if isinstance(source, str | Path):
         path = Path(source)
-        return path.name, path.read_bytes()
+        # a name that is not text on this system would not pass through HTTP; the service does not need it
+        return path.name.encode(errors="replace").decode(), path.read_bytes()
     if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)):
         raise ClientError(f"an array of shape {source.shape}; allowed are (H, W), (H, W, 3) and (H, W, 4)")
     pixels = source.astype(np.uint8) * np.uint8(255) if source.dtype == np.bool_ else source
@@ -303,7 +304,8 @@ def _wait_s(
     """How long to wait before the next try; None where the answer stands."""
     backoff_s = min(2.0**attempt / 2, LONGEST_WAIT_S)
     if response is None:
-        if attempt >= retries:
+        # who does not answer for so long will not the next time, and the upload is large
+        if attempt >= retries or isinstance(failure, httpx.ReadTimeout):
             raise _unreachable(url, failure) from failure
         return backoff_s
     if response.status_code not in BUSY or attempt >= retries:

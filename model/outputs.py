@@ -30,6 +30,8 @@ SUFFIXES = {
 }
 # ImageJ stores corners as 16-bit numbers from -5000 on.
 MAX_ROI_SIDE_PX = 60_535
+# Pixels that are summed up at a time.
+BAND_PX = 1 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip knows: identical input gives identical bytes
 
 Encoded = tuple[bytes, str]  # a file and its media type; SUFFIXES has the suffix
@@ -78,9 +80,10 @@ def encode_output(
         f"labels{SUFFIXES[media_type]}": data,
         "overlay.png": encode_png(draw_overlay(image, labels), text),
         "cells.geojson": encode_geojson(outlines, text),
-        "rois.zip": encode_rois(outlines, labels.shape, text),
         "table.csv": encode_table(labels, image, text),
     }
+    if max(labels.shape) <= MAX_ROI_SIDE_PX:  # beyond, ImageJ could not say where they are
+        parts["rois.zip"] = encode_rois(outlines, labels.shape, text)
     return write_zip(parts, text), "application/zip"
 
 
@@ -122,14 +125,11 @@ def encode_table(labels: Labels, image: Image, text: Mapping[str, str] | None = 
 
     Columns: `label`; `area_px`; `centroid_x_px`, `centroid_y_px`, where 0, 0 is the first pixel's middle; the bounding
     box as `bbox_x_px`, `bbox_y_px`, `bbox_width_px`, `bbox_height_px`; `perimeter_px` by Crofton's formula;
-    `circularity`, 4 pi area / perimeter**2 and at most 1; `mean_intensity` of the image as it was sent, or
-    `mean_intensity_r`, `_g`, `_b`; and the text's entries, alike in all rows.
+    `circularity`, 4 pi area / perimeter**2 and at most 1; `mean_intensity` of the image as it was sent, over finite
+    pixels and empty where there are none, or `mean_intensity_r`, `_g`, `_b`; and the text's entries, alike in all rows.
     """
-    channels = np.atleast_3d(image)[:, :, :3] if image.ndim == 3 and image.shape[2] > 1 else image.reshape(labels.shape)
-    names = ("label", "area", "centroid", "bbox", "perimeter_crofton", "intensity_mean")
-    measured: dict[str, npt.NDArray[Any]] = regionprops_table(  # type: ignore[no-untyped-call]
-        labels, np.nan_to_num(channels.astype(np.float64)), properties=names
-    )
+    names = ("label", "area", "centroid", "bbox", "perimeter_crofton")
+    measured: dict[str, npt.NDArray[Any]] = regionprops_table(labels, properties=names)  # type: ignore[no-untyped-call]
     area, perimeter = measured["area"], measured["perimeter_crofton"]
     columns: dict[str, npt.NDArray[Any]] = {
         "label": measured["label"],
@@ -143,10 +143,13 @@ def encode_table(labels: Labels, image: Image, text: Mapping[str, str] | None = 
         "perimeter_px": perimeter.round(3),
         "circularity": np.minimum(4 * np.pi * area / np.maximum(perimeter, 1e-9) ** 2, 1).round(4),
     }
-    for name, values in measured.items():
-        if name.startswith("intensity_mean"):
-            suffix = {"": "", "-0": "_r", "-1": "_g", "-2": "_b"}[name.removeprefix("intensity_mean")]
-            columns[f"mean_intensity{suffix}"] = values.round(4)
+    if image.ndim == 2 or image.shape[2] == 1:
+        planes = {"": image.reshape(labels.shape)}
+    else:
+        planes = {f"_{name}": image[..., index] for index, name in enumerate("rgb")}
+    for suffix, plane in planes.items():
+        means = _mean_intensity(labels, plane)[measured["label"]]
+        columns[f"mean_intensity{suffix}"] = np.array(["" if np.isnan(mean) else f"{mean:.7g}" for mean in means])
     # as columns, for a comment line would be a row to most readers
     constant = [(key.removeprefix("X-").lower().replace("-", "_"), value) for key, value in (text or {}).items()]
     buffer = io.StringIO()
@@ -155,6 +158,21 @@ def encode_table(labels: Labels, image: Image, text: Mapping[str, str] | None = 
     rows = zip(*(values.tolist() for values in columns.values()), strict=True)
     writer.writerows([*row, *(value for _, value in constant)] for row in rows)
     return buffer.getvalue().encode()
+
+
+def _mean_intensity(labels: Labels, plane: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The mean by label over finite pixels, NaN where there are none; by bands of rows, so that memory stays small."""
+    length = int(labels.max(initial=0)) + 1
+    sums, counts = np.zeros(length), np.zeros(length)
+    rows = max(1, BAND_PX // max(labels.shape[1], 1))
+    for top in range(0, labels.shape[0], rows):
+        numbers = labels[top : top + rows].ravel()
+        values = plane[top : top + rows].ravel().astype(np.float64)
+        finite = np.isfinite(values)
+        sums += np.bincount(numbers[finite], weights=values[finite], minlength=length)
+        counts += np.bincount(numbers[finite], minlength=length)
+    means: npt.NDArray[np.float64] = np.divide(sums, counts, out=np.full(length, np.nan), where=counts > 0)
+    return means
 
 
 def write_zip(files: Mapping[str, bytes], text: Mapping[str, str] | None = None) -> bytes:

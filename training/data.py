@@ -56,7 +56,8 @@ class Pair:
         if self.kind == "instances":
             if truths[0].dtype.kind == "f" or truths[0].min() < 0:
                 raise DataError(f"{self.truth[0]}: labels are integers from 0 on, found {truths[0].dtype}")
-            return image, truths[0].astype(np.int32)
+            large = truths[0].max(initial=0) > np.iinfo(np.uint16).max
+            return image, _renumber(truths[0]) if large else truths[0].astype(np.int32)
         labels = np.zeros(image.shape[:2], dtype=np.int32)
         for number, (path, truth) in enumerate(zip(self.truth, truths, strict=True), start=1):
             labels[_binary(truth, path) > 0] = number
@@ -195,6 +196,13 @@ def _single_channel(image: Image, path: Path) -> Image:
     if (image[:, :, 0] == image[:, :, 1]).all() and (image[:, :, 0] == image[:, :, 2]).all():
         return image[:, :, 0]
     raise DataError(f"{path}: a truth is grey, this one has colours")
+
+
+def _renumber(truth: Image) -> Labels:
+    """The same cells as 1..n, for numbers that a float32 or an int32 cannot tell apart."""
+    ids, inverse = np.unique(truth, return_inverse=True)
+    first = 0 if ids[0] == 0 else 1
+    return (inverse.reshape(truth.shape) + first).astype(np.int32)
 
 
 def _binary(truth: Image, path: Path) -> Labels:

@@ -161,9 +161,12 @@ class _Run:
         self._data_name = data_name
         self._precision = precision
         self._init_version = None if init is None else init.version
+        self._seen_before: list[str] = [] if init is None else init.card.get("seen", [])
         hidden = quiet or not fabric.is_global_zero
         self._train = PairCache(train, quiet=hidden)
         self._validation = PairCache(validation, quiet=hidden) if fabric.is_global_zero else None
+        digest = None if self._validation is None else self._validation.digest
+        self._validation_digest: str | None = fabric.broadcast(digest)
         self.config = _model_config(recipe, train, self._train.largest_side)
         self._split = {"train": [pair.name for pair in train], "validation": [pair.name for pair in validation]}
         torch.manual_seed(recipe.seed)
@@ -253,7 +256,10 @@ class _Run:
         self._optimizer.zero_grad()
         self.fabric.backward(loss)
         if recipe.clip_norm:
-            self.fabric.clip_gradients(self.network, self._optimizer, max_norm=recipe.clip_norm)
+            # with float16 gradients overflow now and then; the scaler of the loss leaves out such a step
+            self.fabric.clip_gradients(
+                self.network, self._optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
+            )
         self._optimizer.step()
         self._schedule.step()
         value = float(loss.detach())
@@ -322,7 +328,7 @@ class _Run:
         return {
             "data": self._data_name,
             "split": self._split,
-            "seen": self._train.digests,
+            "seen": sorted({*self._train.digests, *self._seen_before}),
             "scores": {"validation": scores.summary()},
             "recipe": self.recipe.to_dict(),
             "init": self._init_version,
@@ -340,6 +346,7 @@ class _Run:
                 "recipe": self.recipe.to_dict(),
                 "split": self._split,
                 "train": self._train.digest,
+                "validation": self._validation_digest,
                 "init": self._init_version,
                 "precision": self._precision,
             },
@@ -357,6 +364,7 @@ class _Run:
                     "ema": self._ema,
                     "optimizer": self._optimizer.state_dict(),
                     "schedule": self._schedule.state_dict(),
+                    "precision": self.fabric.strategy.precision.state_dict(),
                     "rng": torch.get_rng_state(),
                     "progress": vars(self.progress),
                 },
@@ -383,6 +391,7 @@ class _Run:
         self._ema = state["ema"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])  # the scale of the loss, with float16
         torch.set_rng_state(state["rng"].cpu())
         self.progress = Progress(**state["progress"])
         if not self.quiet and self.fabric.is_global_zero:

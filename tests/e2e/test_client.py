@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import tifffile
 
 import model.images
 import model.outputs
@@ -235,6 +237,40 @@ def test_results_beside_their_images_are_no_images_of_the_next_run(server: Serve
     for _ in range(2):
         assert main(["segment", str(tmp_path), "--url", server.url, "--output", "labels"]) == 0
     assert len(results(tmp_path)) == 4
+
+
+def test_results_within_the_folder_of_images_are_no_images_either(server: ServerProcess, tmp_path: Path) -> None:
+    make_images(tmp_path, 2)
+    for _ in range(2):
+        assert main(["segment", str(tmp_path), "--out", str(tmp_path / "masks"), "--url", server.url]) == 0
+    assert len(results(tmp_path)) == 4
+
+
+def test_an_input_is_never_taken_for_a_result(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "a_mask.png"):
+        (tmp_path / name).write_bytes(to_png(GREY))
+    given = ["segment", str(tmp_path / "a.png"), str(tmp_path / "a_mask.png"), "--url", server.url, "--overwrite"]
+    assert main(given) == 2
+    assert "is an input" in capsys.readouterr().err
+    assert (tmp_path / "a_mask.png").read_bytes() == to_png(GREY)
+
+
+def test_each_page_has_a_result_of_its_own(server: ServerProcess, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.stack([GREY, np.roll(GREY, 40, axis=1)]), photometric="minisblack")
+    for page in ("0", "1"):
+        assert main(["segment", str(tmp_path / "s.tif"), "--page", page, "--url", server.url]) == 0
+    found = results(tmp_path)
+    assert found["s_mask_p0.png"] != found["s_mask_p1.png"]
+
+
+def test_a_name_that_is_no_text_fails_nobody(server: ServerProcess, tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.png")
+    (tmp_path / name).write_bytes(to_png(GREY))
+    make_images(tmp_path, 1)
+    assert main(["segment", str(tmp_path), "--out", str(tmp_path / "out"), "--url", server.url]) == 0
+    assert len(results(tmp_path / "out")) == 2
 
 
 def test_two_images_that_would_share_a_result_are_refused(

@@ -171,6 +171,24 @@ def test_colour_has_a_mean_a_channel_and_alpha_none() -> None:
     assert not [name for name in row if name.endswith("_3")]
 
 
+def test_small_floats_keep_their_digits_and_pixels_that_are_no_numbers_do_not_count() -> None:
+    labels = np.array([[1, 1, 2, 2, 3]], np.int32)
+    image = np.array([[1.23456e-5, 1.23456e-5, 4.0, np.nan, np.inf]], np.float32)
+    means = [row["mean_intensity"] for row in rows(encode_table(labels, image))]
+    assert [float(value) for value in means[:2]] == pytest.approx([1.23456e-5, 4.0])
+    assert means[2] == ""
+
+
+def test_a_picture_beyond_imagejs_reach_has_all_but_regions() -> None:
+    cell = np.zeros((2, 61_000), np.float32)
+    cell[:, 10:20] = 0.9
+    segmentation = Segmentation(Maps(cell), threshold=0.5, min_area_px=0)
+    data, _ = encode_output("all", segmentation, np.zeros((2, 61_000), np.uint8), {})
+    names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    assert "rois.zip" not in names
+    assert len(names) == 6
+
+
 def test_no_cells_give_an_empty_table_with_its_heading_no_regions_and_no_features() -> None:
     labels = np.zeros((5, 6), np.int32)
     assert encode_table(labels, labels.astype(np.uint8)).decode().startswith("label,area_px,")
@@ -191,7 +209,7 @@ def test_all_holds_every_output_with_one_set_of_numbers() -> None:
     archive = zipfile.ZipFile(io.BytesIO(encode("all")))
     names = {
         "mask.png": "mask", "probability.png": "probability", "labels.png": "labels", "overlay.png": "overlay",
-        "cells.geojson": "geojson", "rois.zip": "rois", "table.csv": "table",
+        "cells.geojson": "geojson", "table.csv": "table", "rois.zip": "rois",
     }  # fmt: skip
     assert archive.namelist() == list(names)
     for name, output in names.items():

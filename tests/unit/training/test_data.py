@@ -188,3 +188,16 @@ def test_a_split_by_names_takes_these_and_refuses_unknown_ones() -> None:
 def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(DataError, match="0 for training"):
         split_pairs(pairs_named("a"), fraction=0.5)
+
+
+def test_label_numbers_may_have_gaps_and_be_large(tmp_path: Path) -> None:
+    labels = np.zeros((8, 9), np.uint32)
+    labels[1, 1], labels[3, 3], labels[5, 5] = 3_000_000_000, 20_000_001, 20_000_000
+    for folder in ("image", "instances"):
+        (tmp_path / folder).mkdir()
+    tifffile.imwrite(tmp_path / "instances" / "a.tif", labels)
+    tifffile.imwrite(tmp_path / "image" / "a.tif", np.zeros((8, 9), np.uint8))
+    [pair] = find_pairs(tmp_path)
+    found = pair.read()[1]
+    assert found.dtype == np.int32
+    assert (found[1, 1], found[3, 3], found[5, 5], found.max(), found[0, 0]) == (3, 2, 1, 3, 0)
