@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import Architecture, Checkpoint, ModelConfig
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, write_checkpoint
 from model.images import encode_png
 from model.segmenter import Segmenter
 from model.types import Batch, Logits
+from training.__main__ import main
 from training.data import find_pairs
+from training.dataset import PairCache
 from training.evaluate import evaluate
+from training.report import write_report
 
 
 class BrightnessRuntime:
@@ -120,3 +123,36 @@ def test_specks_below_the_checkpoint_s_least_area_count_neither_in_the_mask_nor_
     # b: both things found have 100 px
     assert [image.dice for image in scores.images] == pytest.approx([1.0, 0.0])
     assert scores.images[1].counts["0.5"] == (0, 0, 1)
+
+
+def test_the_report_holds_tables_and_pictures_and_escapes_names(folder: Path, tmp_path: Path) -> None:
+    for place in ("image", "instances"):
+        (folder / place / "b.png").rename(folder / place / "b<i>.png")
+    cache = PairCache(find_pairs(folder), quiet=True)
+    scores = evaluate(segmenter(), cache, quiet=True)
+    write_report(tmp_path / "r.html", title="a < b", segmenter=segmenter(), cache=cache, scores=scores)
+    page = (tmp_path / "r.html").read_text()
+    assert "<h1>a &lt; b</h1>" in page
+    assert "b&lt;i&gt;: Dice 0.500, cells 1 true, 2 found" in page
+    assert "<i>" not in page
+    # the curve, and three pictures of each image
+    assert page.count("src='data:image/png;base64,") == 1 + 3 * 2
+    assert "http" not in page
+
+
+def test_the_command_prints_scores_and_refuses_a_threshold_that_is_none(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(architecture=Architecture(width=4, align_corners=False), tile_px=(128,))
+    write_checkpoint(tmp_path / "w.pth", config.architecture.build().state_dict(), config, {})
+    command = ["evaluate", str(tmp_path / "w.pth"), str(cells), "--quiet", "--device", "cpu"]
+    assert main([*command, "--report", str(tmp_path / "r.html")]) == 0
+    said = capsys.readouterr().out
+    assert "AJI" in said
+    assert "grey, dark: 10 images" in said
+    assert (tmp_path / "r.html").stat().st_size > 10_000
+    assert main([*command, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 10
+    assert main([*command, "--threshold", "2"]) == 2
+    assert "threshold 2.0; allowed is 0 to 1" in capsys.readouterr().err
