@@ -6,11 +6,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from model.preprocess import preprocess
 from model.types import Labels, Planes
 from training.config import Recipe
 
 # Spacing of the control points of the elastic deformation: about the size of a cell.
 ELASTIC_SPACING_PX = 32
+# Channels that differ by more than this share of the range, on average, show colour.
+COLOUR_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Augmenter:
         """
         recipe = self.recipe
         generator = np.random.default_rng(seed)
+        if len(planes) > 1 and generator.random() < recipe.recolour_prob:
+            planes = _recolour(planes, generator)
         if generator.random() < recipe.warp_prob:
             planes, labels = _warp(planes, labels, recipe, generator)
         elif recipe.crop_px:
@@ -117,6 +122,23 @@ def _change_intensity(planes: Planes, recipe: Recipe, generator: np.random.Gener
         std = generator.uniform(0, recipe.noise_std)
         planes = planes + std * generator.standard_normal(planes.shape, dtype=np.float32)
     return np.ascontiguousarray(planes, dtype=np.float32)
+
+
+def _recolour(planes: Planes, generator: np.random.Generator) -> Planes:
+    """Colour becomes grey, by any mixture of its channels; grey on dark ground becomes a colour, as software shows it.
+
+    Of the whole picture, so that its scale can be that of a picture which came so.
+    """
+    if np.ptp(planes[:, ::4, ::4], axis=0).mean() > COLOUR_SHARE:
+        weights = generator.dirichlet(np.ones(len(planes))).astype(np.float32)
+        grey = np.tensordot(weights, planes, axes=1)
+        return preprocess(grey, n_channels=len(planes), normalisation="percentile")
+    if np.median(planes[:, ::4, ::4]) > 0.5:
+        return planes
+    # squares make strong colours, one channel alone for example, as frequent as pale ones
+    gains = generator.random(len(planes)) ** 2
+    coloured: Planes = planes * (gains / gains.max()).astype(np.float32)[:, None, None]
+    return coloured
 
 
 def _tint(planes: Planes, largest: float, generator: np.random.Generator) -> Planes:

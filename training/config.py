@@ -32,6 +32,7 @@ _ALLOWED: dict[str, tuple[float, float]] = {
     "elastic_px": (0, 100),
     "intensity_prob": (0, 1),
     "tint": (0, 1),
+    "recolour_prob": (0, 1),
     "gamma": (1, 10),
     "brightness": (0, 1),
     "noise_std": (0, 1),
@@ -77,6 +78,8 @@ class Recipe:
         elastic_px: largest displacement of the control points of the elastic deformation, in pixels of the crop.
         intensity_prob: of each of contrast (gamma), brightness, noise and blur.
         tint: largest relative change of one colour channel against the others; nothing to a network of one channel.
+        recolour_prob: of showing a grey picture of dark ground in one colour, and one in colour as grey; nothing to a
+            network of one channel.
         gamma: largest exponent of contrast, and its inverse the smallest.
         brightness: largest relative change and shift of intensity.
         noise_std: largest standard deviation of Gaussian noise, as a fraction of the 1..99.8 percentile range.
@@ -119,6 +122,7 @@ class Recipe:
     elastic_px: float = 3.0
     intensity_prob: float = 0.3
     tint: float = 0.2
+    recolour_prob: float = 0.15
     gamma: float = 1.5
     brightness: float = 0.2
     noise_std: float = 0.08
@@ -170,6 +174,7 @@ CLASSIC = Recipe(
     flip_prob=0.75,  # flip codes -1, 0, 1 and "none", drawn alike
     warp_prob=0.0,
     intensity_prob=0.0,
+    recolour_prob=0.0,
 )
 
 # Tissue in electron microscopy, parted by membranes: one output, the cells' insides; strong elastic deformation, and

@@ -101,3 +101,27 @@ def test_a_tint_keeps_the_ground_and_changes_channels_against_each_other(tiny_re
         far = ndimage.minimum_filter(labels == 0, 15)  # blur does not reach it
         np.testing.assert_allclose(changed[:, far], ground, atol=1e-4)
         assert np.ptp(changed[:, labels == 3].mean(axis=1)) > 0.02
+
+
+def test_grey_on_dark_ground_is_shown_in_a_colour_and_colour_in_grey(tiny_recipe: Recipe) -> None:
+    recipe = replace(
+        tiny_recipe, crop_px=0, batch_size=1, warp_prob=0.0, flip_prob=0.0, intensity_prob=0.0, recolour_prob=1.0
+    )
+    planes, labels = picture()
+    coloured, same = Augmenter(recipe)(np.repeat(planes, 3, axis=0), labels, seed=1)
+    assert np.array_equal(same, labels)
+    levels = coloured[:, labels > 0].mean(axis=1)
+    assert levels.max() == 1.0
+    assert np.ptp(levels) > 0.3
+    assert not coloured[:, labels == 0].any()
+
+    stained = np.broadcast_to(np.array([1.0, 0.9, 0.95], np.float32)[:, None, None], (3, *labels.shape)).copy()
+    stained[:, labels > 0] = np.array([[0.4], [0.2], [0.6]], np.float32)
+    grey, _ = Augmenter(recipe)(stained, labels, seed=1)
+    assert np.array_equal(grey[0], grey[1])
+    assert np.array_equal(grey[0], grey[2])
+    assert grey[0][labels == 0].mean() == pytest.approx(1.0)  # bright ground stays bright
+    assert grey[0][labels > 0].mean() == pytest.approx(0.0)
+
+    bright_field = 1 - np.repeat(planes, 3, axis=0)
+    assert np.array_equal(Augmenter(recipe)(bright_field, labels, seed=1)[0], bright_field)
