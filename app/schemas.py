@@ -33,7 +33,8 @@ class SegmentQuery(BaseModel):
         description="`mask`: 8-bit grey PNG, 0 and 255. `probability`: 16-bit PNG, 65535 is 1. `labels`: 16-bit PNG, "
         "one integer a cell, 0 is background; a 32-bit TIFF above 65,535 cells. `overlay`: RGB PNG with outlines. "
         "`geojson`: a FeatureCollection for QuPath, a polygon a cell. `rois`: a RoiSet.zip for ImageJ. `table`: a CSV, "
-        "a row a cell. `all`: a zip of all of these. The numbers of the cells are the same in each.",
+        "a row a cell. `all`: a zip of all of these. `view`: a zip of what shows the cells, the image in 8 bits, mask, "
+        "probability and labels. The numbers of the cells are the same in each.",
     )
     page: int | None = Field(None, ge=0, le=INT32_MAX, description="Which plane of a file that holds several, from 0.")
 

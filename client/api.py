@@ -14,7 +14,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image as PillowImage
 
-Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all"]
+Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all", "view"]
 ArrayOutput = Literal["mask", "probability", "labels", "overlay"]
 Source = Path | str | bytes | npt.NDArray[Any]
 

@@ -13,14 +13,14 @@ import roifile
 from skimage.measure import regionprops_table
 
 from model.errors import ImageError
-from model.images import draw_overlay, encode_labels, encode_mask, encode_png, encode_probability
+from model.images import draw_overlay, encode_labels, encode_mask, encode_png, encode_probability, to_display
 from model.segmenter import Segmentation
 from model.shapes import Outline, Ring, trace_cells
 from model.types import Image, Labels
 
-Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all"]
+Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all", "view"]
 # Outputs that show the image or measure it.
-NEEDS_IMAGE = ("overlay", "table", "all")
+NEEDS_IMAGE = ("overlay", "table", "all", "view")
 SUFFIXES = {
     "image/png": ".png",
     "image/tiff": ".tif",
@@ -72,12 +72,16 @@ def encode_output(
         return encode_png(draw_overlay(image, labels), text), "image/png"
     if output == "table":
         return encode_table(labels, image, text), "text/csv"
-    outlines = trace_cells(labels)
     data, media_type = encode_labels(labels, text)
     parts = {
         "mask.png": encode_mask(labels > 0, text),
         "probability.png": encode_probability(segmentation.probability, text),
         f"labels{SUFFIXES[media_type]}": data,
+    }
+    if output == "view":
+        return write_zip({"image.png": encode_png(to_display(image), text), **parts}, text), "application/zip"
+    outlines = trace_cells(labels)
+    parts |= {
         "overlay.png": encode_png(draw_overlay(image, labels), text),
         "cells.geojson": encode_geojson(outlines, text),
         "table.csv": encode_table(labels, image, text),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+from PIL import ExifTags
+from PIL import Image as PillowImage
 from playwright.sync_api import Browser, Page, Route, expect
 
+from model.outputs import write_zip
 from tests.browser.kit import BROWSERS, find_browser
 from tests.e2e.kit import ServerProcess, decode, draw_cells, to_png
 
@@ -60,6 +64,11 @@ def ask(server: ServerProcess, data: bytes, **query: Any) -> bytes:
     answer = httpx.post(f"{server.url}/segment", files={"file": ("x", data)}, params=query, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.content
+
+
+def unzip(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def ask_for_mask(server: ServerProcess, data: bytes, **query: Any) -> npt.NDArray[np.bool_]:
@@ -161,11 +170,68 @@ def test_a_moving_threshold_answers_at_once_and_a_resting_one_exactly(page: Page
     assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG))
 
 
+def test_a_picture_is_sent_and_segmented_once_and_its_downloads_once_more(page: Page) -> None:
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    open_at_once(page, PNG)
+    assert [url.split("?")[1] for url in sent] == ["output=view"]
+    for words in ("Mask", "Probability", "Labels"):
+        with page.expect_download():
+            page.click(f"#downloads button:text-is('{words}')")
+    assert len(sent) == 1
+    for words in ("Overlay", "For QuPath", "For Fiji", "Table", "All of these"):
+        with page.expect_download():
+            page.click(f"#downloads button:text-is('{words}')")
+    assert [url.split("?")[1] for url in sent[1:]] == ["output=all"]
+
+
+def test_a_picture_that_the_browser_can_read_is_shown_before_its_cells(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/segment*", lambda route: held.append(route))  # the service keeps the page waiting
+    drop(page, cells_png=PNG)
+    expect(page.locator("#title")).to_have_text(f"cells.png, {WIDTH} × {HEIGHT} px")
+    expect(page.locator("#stage")).to_be_visible()
+    assert page.get_attribute("#overlay", "data-state") == "none"
+    held[0].continue_()
+    wait_for(page, "exact")
+
+
+def test_a_photo_that_its_camera_turned_is_shown_as_its_pixels_are_stored(page: Page, server: ServerProcess) -> None:
+    exif = PillowImage.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    PillowImage.fromarray(GREY).save(buffer, "JPEG", exif=exif)
+    held: list[Route] = []
+    page.route("**/segment*", lambda route: held.append(route))
+    with page.expect_request("**/segment*"):
+        drop(page, turned_jpg=buffer.getvalue())
+    page.wait_for_timeout(300)
+    expect(page.locator("#stage")).to_be_hidden()  # the browser alone would show it turned
+    held[0].continue_()
+    wait_for(page, "exact")
+    expect(page.locator("#title")).to_have_text(f"turned.jpg, {WIDTH} × {HEIGHT} px")
+
+
+def test_the_model_s_own_threshold_comes_back_for_a_picture_that_never_had_it(page: Page) -> None:
+    open_at_once(page, PNG)
+    own = page.input_value("#threshold-number")
+    page.fill("#threshold-number", "0.9")
+    drop(page, other_png=to_png(GREY[::-1]))
+    expect(page.locator("#title")).to_contain_text("other.png")
+    wait_for(page, "exact")
+    page.click("#own")
+    wait_for(page, "exact")
+    assert page.input_value("#threshold-number") == own
+
+
 DOWNLOADS = [
     ("mask", "Mask", ".png"),
     ("probability", "Probability", ".png"),
     ("labels", "Labels", ".png"),
+    ("overlay", "Overlay", ".png"),
     ("geojson", "For QuPath", ".geojson"),
+    ("rois", "For Fiji", ".zip"),
+    ("table", "Table", ".csv"),
     ("all", "All of these", ".zip"),
 ]
 
@@ -187,7 +253,7 @@ def test_a_download_is_the_api_s_answer_to_the_byte(
 
 def test_another_model_gives_its_own_mask(page: Page, server: ServerProcess) -> None:
     open_at_once(page, PNG)
-    with page.expect_response(lambda response: "output=labels&model=other" in response.url):
+    with page.expect_response(lambda response: "output=view&model=other" in response.url):
         page.select_option("#model", "other")
     wait_for(page, "exact")
     assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG, model="other"))
@@ -244,9 +310,14 @@ def test_a_full_queue_is_waited_for(page: Page) -> None:
 
 
 def test_labels_that_come_as_a_tiff_show_the_mask_and_can_be_downloaded(page: Page, server: ServerProcess) -> None:
-    page.route(
-        "**/segment?output=labels*", lambda route: route.fulfill(body=b"II*\0", headers={"Content-Type": "image/tiff"})
-    )
+    def answer(route: Route) -> None:
+        response = httpx.post(route.request.url, files={"file": ("x", PNG)}, timeout=60)
+        parts = unzip(response.content)
+        body = write_zip({"labels.tif" if name == "labels.png" else name: data for name, data in parts.items()})
+        route.fulfill(body=body, headers=dict(response.headers) | {"content-length": str(len(body))})
+
+    page.route("**/segment?output=view*", answer)
+    page.route("**/segment?output=all*", answer)
     open_at_once(page, PNG)
     assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG))
     expect(page.locator("#sizes")).to_contain_text("TIFF of 32 bits")
@@ -256,10 +327,10 @@ def test_labels_that_come_as_a_tiff_show_the_mask_and_can_be_downloaded(page: Pa
 
 
 def test_a_service_that_is_away_is_said_and_can_be_asked_again(page: Page) -> None:
-    page.route("**/preview*", lambda route: route.abort())
+    page.route("**/segment*", lambda route: route.abort())
     drop(page, cells_png=PNG)
     expect(page.locator("#problem")).to_contain_text("the service cannot be reached")
-    page.unroute("**/preview*")
+    page.unroute("**/segment*")
     page.click("#again")
     wait_for(page, "exact")
     expect(page.locator("#problem")).to_be_hidden()

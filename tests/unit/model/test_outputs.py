@@ -215,6 +215,10 @@ def test_all_holds_every_output_with_one_set_of_numbers() -> None:
     for name, output in names.items():
         assert archive.read(name) == encode(output)
     assert archive.comment == b"Software=Maskwell\nX-Threshold=0.5"
+    view = zipfile.ZipFile(io.BytesIO(encode("view")))
+    assert view.namelist() == ["image.png", "mask.png", "probability.png", "labels.png"]
+    assert all(view.read(name) == archive.read(name) for name in view.namelist()[1:])
+    assert PillowImage.open(io.BytesIO(view.read("image.png"))).size == (40, 30)
     labels = np.asarray(PillowImage.open(io.BytesIO(archive.read("labels.png")))).astype(np.int32)
     np.testing.assert_array_equal(from_geojson(archive.read("cells.geojson"), labels.shape), labels)
     assert [int(row["label"]) for row in rows(archive.read("table.csv"))] == [1, 2]
