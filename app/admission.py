@@ -21,11 +21,13 @@ class Reservation:
         pixels: of its images.
         work_px: pixels that the network computes for them, overlaps and padding included.
         done_px: how many of these are computed; the engine's thread adds to it.
+        accepted_at: seconds, of the clock of Admission.
     """
 
     pixels: int
     work_px: int
     done_px: int = 0
+    accepted_at: float = 0.0
 
 
 class Throughput:
@@ -70,6 +72,12 @@ class Admission:
         """Requests accepted and not yet answered."""
         return len(self._reservations)
 
+    @property
+    def oldest_age_s(self) -> float:
+        """Seconds since the oldest of these was accepted; 0 if there is none."""
+        oldest = min((item.accepted_at for item in self._reservations), default=None)
+        return 0.0 if oldest is None else self._clock() - oldest
+
     def check(self) -> None:
         """Refuse early, before a body is read, what could not be let in anyway.
 
@@ -88,7 +96,7 @@ class Admission:
         self._refuse_if_full(pixels)
         if not self._reservations:
             self._busy_since = self._clock()
-        reservation = Reservation(pixels, work_px)
+        reservation = Reservation(pixels, work_px, accepted_at=self._clock())
         self._reservations.add(reservation)
         self.pixels += pixels
         try:

@@ -63,11 +63,19 @@ class Batcher:
     Args:
         batch_wait_ms: longest time a tile waits for company in a batch that is not full.
         observe: called from the thread after each pass with the pixels that it computed.
+        note_pass: called likewise with its tiles, the tiles that there was room for, and its seconds.
     """
 
-    def __init__(self, *, batch_wait_ms: float, observe: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        *,
+        batch_wait_ms: float,
+        observe: Callable[[int], None],
+        note_pass: Callable[[int, int, float], None] = lambda *_: None,
+    ) -> None:
         self._batch_wait_s = batch_wait_ms / 1000
         self._observe = observe
+        self._note_pass = note_pass
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()  # who waits for a turn
         self._in_pass: list[_Job] = []  # whose tiles the network is working on
@@ -212,6 +220,7 @@ class Batcher:
         if not picks:
             return
         runtime = picks[0].job.segmenter.runtime
+        started_at = time.perf_counter()
         try:
             logits = runtime.run(np.stack([pick.job.stitcher.tile(pick.index) for pick in picks]))
         except MemoryError as error:
@@ -226,6 +235,7 @@ class Batcher:
             for job in jobs:
                 self._attempt([pick for pick in picks if pick.job is job])
             return
+        self._note_pass(len(picks), runtime.batch_tiles, time.perf_counter() - started_at)
         work_px = 0
         for pick, tile_logits in zip(picks, logits, strict=True):
             work_px += pick.job.stitcher.grid.side**2

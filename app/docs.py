@@ -122,6 +122,13 @@ PREVIEW_ANSWERS: Answers = {
     ),
 }  # fmt: skip
 HEALTH_ANSWERS: Answers = {503: {"model": Health, "description": "Not ready; the same body."}}
+_TEXT = {"schema": {"type": "string"}}
+METRICS_ANSWERS: Answers = {
+    200: {
+        "description": "Every number there is, in Prometheus's text format.",
+        "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+    }
+}
 LIVE_ANSWERS = problems("not_ready")
 READY_ANSWERS = problems("not_ready", "draining")
 MODEL_ANSWERS = problems("unknown_model", "invalid_parameter")

@@ -26,6 +26,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.notes import current_notes
 from app.schemas import Problem
 from model.errors import (
     AmbiguousAxesError,
@@ -214,6 +215,7 @@ def to_problem(error: Exception, request_id: str) -> tuple[Problem, dict[str, st
 def problem_response(error: Exception, request_id: str) -> Response:
     """The whole answer for any exception."""
     problem, headers = to_problem(error, request_id)
+    current_notes().reason = problem.code
     return Response(
         problem.model_dump_json(), status_code=problem.status, headers=dict(headers), media_type=PROBLEM_JSON
     )

@@ -15,7 +15,7 @@ from app import __version__
 from app.docs import describe
 from app.errors import RequestError, handle_error
 from app.middleware import RequestContext
-from app.routes import health, models, page, segment
+from app.routes import health, metrics, models, page, segment
 from app.service import Service
 from app.settings import Settings
 from model.errors import SegmentationError
@@ -75,8 +75,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.page = page.read_page()
-    app.add_middleware(RequestContext, lifecycle=service.lifecycle, max_upload_bytes=service.settings.max_upload_bytes)
-    for routes in (segment, health, models, page):
+    app.add_middleware(
+        RequestContext,
+        lifecycle=service.lifecycle,
+        metrics=service.metrics,
+        max_upload_bytes=service.settings.max_upload_bytes,
+    )
+    for routes in (segment, health, metrics, models, page):
         app.include_router(routes.router)
 
     def openapi() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import INTERNAL, DrainingError, UploadTooLargeError, find_answer, problem_response
 from app.lifecycle import Lifecycle
+from app.metrics import Metrics
+from app.notes import Notes, open_notes
 
 logger = logging.getLogger("app.request")
 
@@ -22,14 +24,16 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what others use as ids;
 # rest of a refused body is read and dropped, for this long in all and this long without news.
 LINGER_S = 10.0
 LINGER_IDLE_S = 2.0
+METRICS_PATH = "/metrics"  # whoever watches is not counted among the watched
 
 
 class RequestContext:
     """Pure ASGI middleware; give it to `FastAPI.add_middleware`."""
 
-    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, max_upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, metrics: Metrics, max_upload_bytes: int) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._metrics = metrics
         self._max_upload_bytes = max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,10 +44,14 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._lifecycle, self._max_upload_bytes)
+        counted = scope["path"] != METRICS_PATH
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("an ASGI application runs in a task")
         self._lifecycle.enter(task)
+        open_notes(exchange.notes)
+        if counted:
+            self._metrics.begin()
         try:
             await self._answer(exchange)
         except ClientDisconnect:
@@ -55,6 +63,10 @@ class RequestContext:
             await exchange.refuse(DrainingError("the service is shutting down and could not finish this request"))
         finally:
             self._lifecycle.leave(task)
+            if counted:
+                self._metrics.settle(
+                    scope["method"], exchange.route, exchange.outcome, exchange.seconds, exchange.notes
+                )
             exchange.log()
 
     async def _answer(self, exchange: "_Exchange") -> None:
@@ -81,8 +93,10 @@ class _Exchange:
         self._head = scope["method"] == "HEAD"
         # HEAD is GET without the body, on every route.
         self.scope = {**scope, "request_id": self.request_id, "method": "GET" if self._head else scope["method"]}
+        self.notes = Notes(request_id=self.request_id)
         self.status: int | None = None
         self.gone = False
+        self._ended = False
         self._receive, self._send = receive, send
         self._lifecycle = lifecycle
         self._max_upload_bytes = max_upload_bytes
@@ -126,6 +140,22 @@ class _Exchange:
             await self._drop_rest_of_body()
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
+        self._ended = self._ended or last
+
+    @property
+    def route(self) -> str:
+        """Template of the route that matched; empty if none did."""
+        return str(getattr(self.scope.get("route"), "path", ""))
+
+    @property
+    def outcome(self) -> int | None:
+        """Status of the answer; None unless all of it went out."""
+        return self.status if self._ended and not self.gone else None
+
+    @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.perf_counter() - self._started_at
 
     async def refuse(self, error: Exception) -> None:
         await problem_response(error, self.request_id)(self.scope, self.receive, self.send)
@@ -133,7 +163,7 @@ class _Exchange:
     def log(self) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
-        milliseconds = (time.perf_counter() - self._started_at) * 1000
+        milliseconds = self.seconds * 1000
         path = self.scope.get("raw_path", b"").decode("latin-1")  # as sent: no decoded line breaks
         status = "gone" if self.gone else self.status
         logger.info("%s %s %s %.0f ms [%s]", self.scope["method"], path, status, milliseconds, self.request_id)

@@ -50,11 +50,18 @@ class Registry:
     Args:
         settings: says where they are and what they run on.
         observe: told of each warm-up: pixels that the network computed, and seconds.
+        note_reload: told of each file that is tried after start(): the model's name, and whether it serves.
     """
 
-    def __init__(self, settings: Settings, observe: Callable[[int, float], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        observe: Callable[[int, float], None],
+        note_reload: Callable[[str, bool], None] = lambda *_: None,
+    ) -> None:
         self._settings = settings
         self._observe = observe
+        self._note_reload = note_reload
         self._models: dict[str, Model] = {}
         self._seen: dict[str, Signature] = {}
         self._lock = asyncio.Lock()
@@ -178,6 +185,7 @@ class Registry:
             self._refused[name] = error
             logger.error("weights refused: %s", error)
         if report:
+            self._note_reload(name, error is None)
             model = self._models.get(name)
             self.last_reload = ReloadReport(
                 model=name,

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from app.admission import Admission, Reservation
 from app.archive import to_unique_stems, write_archive
@@ -13,6 +14,8 @@ from app.batcher import Batcher
 from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError, to_problem
 from app.lanes import Lane
 from app.lifecycle import Lifecycle
+from app.metrics import Metrics
+from app.notes import current_notes
 from app.registry import Model, Registry
 from app.schemas import FileProblem, PreviewQuery, SegmentQuery
 from app.settings import Settings
@@ -81,12 +84,24 @@ class Service:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.admission = Admission(max_pixels=settings.max_queue_pixels, max_requests=settings.max_queue_requests)
-        self.batcher = Batcher(batch_wait_ms=settings.batch_wait_ms, observe=self.admission.observe)
-        self.registry = Registry(settings, self.admission.throughput.observe)
+        self.metrics = Metrics()
+        self.batcher = Batcher(
+            batch_wait_ms=settings.batch_wait_ms, observe=self.admission.observe, note_pass=self.metrics.note_pass
+        )
+        self.registry = Registry(settings, self.admission.throughput.observe, self.metrics.note_reload)
         self.uploads = UploadBudget(settings.max_held_upload_bytes)
         self._small_px = max(settings.max_pixels // SMALL_PART, 1)
         self._small = Lane("codec", threads=settings.codec_thread_count, max_pixels=settings.max_pixels)
         self._large = Lane("codec-large", threads=1, max_pixels=settings.max_pixels)
+
+    @property
+    def status(self) -> Literal["starting", "ready", "draining", "failed"]:
+        """What the probes go by."""
+        if self.lifecycle.leaving:
+            return "draining"
+        if self.lifecycle.state == "starting":
+            return "starting"
+        return "ready" if self.batcher.alive else "failed"
 
     def close(self) -> None:
         """Stop all threads."""
@@ -136,8 +151,11 @@ class Service:
                 for index in sorted(results)
             ]
             listed = [_to_file_problem(uploads[index].name, index, problems[index]) for index in sorted(problems)]
+            for item in listed:
+                self.metrics.files_refused.labels(item.problem.code).inc()
             started_at = time.perf_counter()
             body = await self._large.run(write_archive, entries, listed)
+            current_notes().add_stage("encode", time.perf_counter() - started_at)
             timing = sum((result.timing for result in results.values()), Timing())
             timing += Timing(encode=time.perf_counter() - started_at)
         return Result(body, "application/zip", _provenance(model, _threshold(query, model)), timing)
@@ -156,7 +174,13 @@ class Service:
         with self.admission.reserve(pixels, work_px=0):
             async with self._room(lane, pixels):
                 body, timing = await lane.run(_draw_preview, upload.data, self.settings.max_pixels, query)
-        queue_s = max(time.perf_counter() - started_at - timing.decode - timing.encode, 0.0)
+        ended_at = time.perf_counter()
+        queue_s = max(ended_at - started_at - timing.decode - timing.encode, 0.0)
+        notes = current_notes()
+        notes.pixels += pixels
+        notes.add_stage("queue", queue_s, started_at + queue_s)
+        notes.add_stage("decode", timing.decode, ended_at - timing.encode)
+        notes.add_stage("encode", timing.encode, ended_at)
         return Result(body, "image/png", {}, timing + Timing(queue=queue_s))
 
     async def _inspect(self, upload: Upload) -> ImageHeader:
@@ -189,13 +213,24 @@ class Service:
         deadline_s = self.settings.deadline_s
         pixels = header.height * header.width
         lane = self._lane(pixels)
+        notes = current_notes()
+        notes.model, notes.model_version = model.name, model.version
         async with self._room(lane, pixels):
             prepared = await lane.run(_prepare, upload.data, self.settings.max_pixels, query, model)
-            waited_s = time.perf_counter() - started_at
+            prepared_at = time.perf_counter()
+            notes.add_stage("queue", prepared_at - started_at - prepared.seconds, prepared_at - prepared.seconds)
+            notes.add_stage("decode", prepared.seconds, prepared_at)
             infer_s = await self.batcher.infer(
-                model.segmenter, prepared.stitcher, reservation, wait_s=deadline_s - waited_s
+                model.segmenter, prepared.stitcher, reservation, wait_s=deadline_s - (prepared_at - started_at)
             )
+            inferred_at = time.perf_counter()
+            notes.add_stage("queue", inferred_at - prepared_at - infer_s, inferred_at - infer_s)
+            notes.add_stage("infer", infer_s, inferred_at)
             body, media_type, provenance, encode_s = await lane.run(_encode, prepared, query, model)
+            notes.add_stage("encode", encode_s)
+        notes.pixels += pixels
+        self.metrics.images.labels(model.name).inc()
+        self.metrics.image_pixels.labels(model.name).inc(pixels)
         spent_s = prepared.seconds + infer_s + encode_s
         queue_s = max(time.perf_counter() - started_at - spent_s, 0.0)
         return Result(body, media_type, provenance, Timing(queue_s, prepared.seconds, infer_s, encode_s))

@@ -1,7 +1,6 @@
 """GET /health, /livez and /readyz: they wait for nothing and need no key."""
 
 import time
-from typing import Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
@@ -19,7 +18,7 @@ router = APIRouter(tags=["health"])
 async def livez(request: Request) -> Probe:
     """200 as long as the process can work, also while it is draining; 503 tells an orchestrator to restart it."""
     service: Service = request.app.state.service
-    if _status(service) == "failed":
+    if service.status == "failed":
         raise NotReadyError("the engine has stopped")
     return Probe(status="live")
 
@@ -28,7 +27,7 @@ async def livez(request: Request) -> Probe:
 async def readyz(request: Request) -> Probe:
     """200 once the models are loaded and warm; 503 as soon as the process is asked to stop."""
     service: Service = request.app.state.service
-    status = _status(service)
+    status = service.status
     if status == "draining":
         raise DrainingError("the service is shutting down")
     if status != "ready":
@@ -40,7 +39,7 @@ async def readyz(request: Request) -> Probe:
 async def health(request: Request) -> JSONResponse:
     """What serves, on what, how much waits, and what came of the last reload; 503 unless ready."""
     service: Service = request.app.state.service
-    status = _status(service)
+    status = service.status
     default = service.registry.default
     runtime = default.segmenter.runtime if default else None
     body = Health(
@@ -68,11 +67,3 @@ async def health(request: Request) -> JSONResponse:
         uptime_s=round(time.monotonic() - service.lifecycle.started_at, 3),
     )
     return JSONResponse(body.model_dump(mode="json"), status_code=200 if status == "ready" else 503)
-
-
-def _status(service: Service) -> Literal["starting", "ready", "draining", "failed"]:
-    if service.lifecycle.leaving:
-        return "draining"
-    if service.lifecycle.state == "starting":
-        return "starting"
-    return "ready" if service.batcher.alive else "failed"
