@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from model.errors import WeightsError
+from model.postprocess import CORE_DISTANCE
 from model.unet import Layout, UNet
 
 FORMAT = "maskwell/1"
@@ -61,6 +62,7 @@ class ModelConfig(BaseModel):
         activation: from logits to probabilities: `sigmoid` for each map, or `softmax` over them.
         threshold: pixels whose cell probability is at or above it are foreground.
         min_area_px: cells smaller than this, in pixels, are dropped.
+        core_threshold, core_distance: how touching cells are parted, see model.postprocess.Cores.
         tile_px: sides of the square tiles that the network may be given, in pixels.
         pixel_size_um: of the training images, in micrometres; None if unknown or mixed.
     """
@@ -73,6 +75,8 @@ class ModelConfig(BaseModel):
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threshold: float = Field(0.5, gt=0, lt=1)
     min_area_px: int = Field(0, ge=0)
+    core_threshold: float | None = Field(None, ge=0, le=1)
+    core_distance: float = Field(CORE_DISTANCE, ge=0, le=1)
     tile_px: tuple[int, ...] = Field((256, 512), min_length=1)
     pixel_size_um: float | None = Field(None, gt=0)
 

@@ -122,10 +122,14 @@ def grow_regions(mask: Mask) -> Labels:
     Returns:
         (H, W) int32, 1..n; all 0 where the mask is empty.
     """
-    regions, n = ndimage.label(mask)
-    if n == 0:
-        return regions.astype(np.int32)
-    grown: Labels = watershed(np.zeros(mask.shape, np.uint8), markers=regions)  # type: ignore[no-untyped-call]
+    return grow_labels(ndimage.label(mask)[0].astype(np.int32))
+
+
+def grow_labels(labels: Labels) -> Labels:
+    """(H, W) int32: the labels, grown at an even pace until no background is left; all 0 where there are none."""
+    if not labels.any():
+        return labels
+    grown: Labels = watershed(np.zeros(labels.shape, np.uint8), markers=labels)  # type: ignore[no-untyped-call]
     return grown.astype(np.int32)
 
 

@@ -11,12 +11,30 @@ from skimage.segmentation import watershed
 from model.types import Labels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
-# A cell has its core where its probability is above the border's by so much, and where it is so far from its own edge,
-# as a share of the largest distance in it. Values nearby do as well (decisions/0005).
+# Values nearby do as well (decisions/0005).
 CORE_THRESHOLD = 0.6
 CORE_DISTANCE = 0.25
 # Cores smaller than this are noise between two borders, not cells of their own.
 CORE_AREA_PX = 8
+
+
+@dataclass(frozen=True)
+class Cores:
+    """What makes the core of a cell, from which it grows when touching cells are parted.
+
+    Attributes:
+        threshold: in [0, 1]. With a border map a core is where the cell's probability is above the border's by more
+            than this; None takes CORE_THRESHOLD. With the cell map alone it is where the probability reaches this;
+            None parts nothing then.
+        distance: in [0, 1]; a core is farther from the cell's edge than this share of the largest distance in it.
+            Without a distance map it means nothing.
+    """
+
+    threshold: float | None = None
+    distance: float = CORE_DISTANCE
+
+
+DEFAULT_CORES = Cores()
 
 
 @dataclass(frozen=True)
@@ -68,18 +86,19 @@ def threshold_mask(probability: Probability, threshold: float) -> Mask:
     return mask
 
 
-def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0) -> Labels:
+def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cores = DEFAULT_CORES) -> Labels:
     """Give each cell its own integer.
 
-    Foreground is where the cell probability reaches the threshold. With the cell map alone each connected region is a
-    cell. With border or distance, regions that hold several cores (no border, far from the edge) are parted by a
-    watershed grown from these; a region with one core or none stays whole. So the labels cover the foreground
-    exactly, less the cells that are too small.
+    Foreground is where the cell probability reaches the threshold. With the cell map alone, and no threshold for
+    cores, each connected region is a cell. Else regions that hold several cores (sure to be cell, no border, far from
+    the edge) are parted by a watershed grown from these; a region with one core or none stays whole. So the labels
+    cover the foreground exactly, less the cells that are too small.
 
     Args:
         maps: cell probability, and maybe border and distance, (H, W) each.
         threshold: in [0, 1]; from the checkpoint's config unless the user says otherwise.
         min_area_px: cells smaller than this, in pixels, become background; 0 keeps all.
+        cores: what makes a core; from the checkpoint's config.
 
     Returns:
         (H, W) int32; 0 is background, cells are 1..n without gaps, in the order of their first pixel by rows.
@@ -94,22 +113,24 @@ def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0) -> Labels
     mask = threshold_mask(maps.cell, threshold)
     regions, count = ndimage.label(mask)
     labels: npt.NDArray[np.int32] = regions.astype(np.int32, copy=False)
-    if count and (maps.border is not None or maps.distance is not None):
-        labels = _part(labels, count, mask, maps)
+    if count and (maps.border is not None or maps.distance is not None or cores.threshold is not None):
+        labels = _part(labels, count, mask, maps, cores)
     if min_area_px > 0:
         areas = np.bincount(labels.ravel())
         labels = np.where(areas[labels] >= min_area_px, labels, 0)
     return _by_first_pixel(labels)
 
 
-def _part(regions: Labels, count: int, mask: Mask, maps: Maps) -> Labels:
+def _part(regions: Labels, count: int, mask: Mask, maps: Maps, rule: Cores) -> Labels:
     """Part each region that holds several cores; the others keep their label."""
     core, height = mask, maps.cell if maps.distance is None else maps.distance
     if maps.border is not None:
-        core = core & (maps.cell - maps.border > CORE_THRESHOLD)
+        core = core & (maps.cell - maps.border > (CORE_THRESHOLD if rule.threshold is None else rule.threshold))
         height = height - maps.border
+    elif rule.threshold is not None:
+        core = core & threshold_mask(maps.cell, rule.threshold)
     if maps.distance is not None:
-        core = core & (maps.distance > CORE_DISTANCE)
+        core = core & (maps.distance > rule.distance)
     cores, n_cores = ndimage.label(core)
     if n_cores < 2:
         return regions

@@ -8,7 +8,7 @@ import numpy as np
 
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
-from model.postprocess import Maps, label_cells, threshold_mask, to_maps
+from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, threshold_mask, to_maps
 from model.preprocess import preprocess
 from model.runtime import Precision, Runtime, make_runtime
 from model.tiling import Stitcher, plan_tiles
@@ -23,11 +23,13 @@ class Segmentation:
         maps: cell and border probabilities.
         threshold: in [0, 1], that `mask` and `labels` use.
         min_area_px: smallest cell kept, in pixels.
+        cores: how `labels` parts touching cells.
     """
 
     maps: Maps
     threshold: float
     min_area_px: int
+    cores: Cores = DEFAULT_CORES
 
     @property
     def probability(self) -> Probability:
@@ -36,7 +38,7 @@ class Segmentation:
 
     def labels(self) -> Labels:
         """(H, W) int32: 0 is background, cells are 1..n."""
-        return label_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px)
+        return label_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, cores=self.cores)
 
     def mask(self) -> Mask:
         """(H, W) bool: True in a cell; the same pixels that `labels()` numbers."""
@@ -79,10 +81,16 @@ class Segmenter:
         self, stitcher: Stitcher, *, threshold: float | None = None, min_area_px: int | None = None
     ) -> Segmentation:
         """Turn the collected logits into an answer; None takes the checkpoint's own value."""
+        maps = to_maps(stitcher.result(), self.config.outputs, self.config.activation)
+        return self.read(maps, threshold=threshold, min_area_px=min_area_px)
+
+    def read(self, maps: Maps, *, threshold: float | None = None, min_area_px: int | None = None) -> Segmentation:
+        """What the maps of an image mean; None takes the checkpoint's own value."""
         return Segmentation(
-            maps=to_maps(stitcher.result(), self.config.outputs, self.config.activation),
+            maps=maps,
             threshold=self.config.threshold if threshold is None else threshold,
             min_area_px=self.config.min_area_px if min_area_px is None else min_area_px,
+            cores=Cores(self.config.core_threshold, self.config.core_distance),
         )
 
     def segment(self, image: Image, *, threshold: float | None = None, min_area_px: int | None = None) -> Segmentation:

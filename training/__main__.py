@@ -1,4 +1,4 @@
-"""`python -m training fit | evaluate | publish | synthesize`: the command line of the training package."""
+"""`python -m training fit | evaluate | tune | publish | synthesize`: the command line of the training package."""
 
 import argparse
 import json
@@ -133,6 +133,22 @@ def _publish(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(options: argparse.Namespace) -> int:
+    from training.data import find_pairs
+    from training.tune import tune
+
+    pairs = find_pairs(options.data)
+    if options.only is not None:
+        pairs = _choose(pairs, options.only)
+    found = tune(options.weights, pairs, to=options.to, device=options.device, quiet=options.quiet)
+    config = found.config
+    print(f"threshold {config.threshold:.2f}  Dice {found.dice:.4f}")
+    print(f"core_threshold {config.core_threshold}  core_distance {config.core_distance}")
+    print(f"score of the cells {found.before:.4f} -> {found.after:.4f}")
+    print(f"{options.to}: version {found.version[:12]}")
+    return 0
+
+
 def _synthesize(options: argparse.Namespace) -> int:
     from training.synthesize import synthesize
 
@@ -207,6 +223,14 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--force", action="store_true", help="publish a worse one too")
     publish.add_argument("--tolerance", type=float, default=0.0, help="Dice that it may be worse by")
     _add_common(publish)
+
+    tune = commands.add_parser("tune", help="choose threshold and parting of cells anew, for other images")
+    tune.set_defaults(run=_tune)
+    tune.add_argument("weights", type=Path)
+    tune.add_argument("data", type=Path, help="images with truth that the weights were not trained on")
+    tune.add_argument("--only", type=Path, help="file of image names, a line each, that are used")
+    tune.add_argument("--to", type=Path, required=True, help="where the checkpoint goes; may be WEIGHTS itself")
+    _add_common(tune)
 
     synthesize = commands.add_parser("synthesize", help="draw a small data set of cells with truth")
     synthesize.set_defaults(run=_synthesize)

@@ -1,6 +1,6 @@
 """Score weights on images with truth, on the field's protocols; tune the threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -112,11 +112,40 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
+    """What a segmenter said of an image, beside its truth."""
+
     pair: Pair
     look: str
     labels: Labels
     maps: Maps
+
+
+def answer_images(segmenter: Segmenter, pairs: Sequence[Pair] | PairCache, *, quiet: bool = False) -> list[Answer]:
+    """Segment images at full size, as a user gets them.
+
+    Raises:
+        DataError: a pair cannot be read.
+    """
+    cache = pairs if isinstance(pairs, PairCache) else PairCache(pairs, quiet=quiet)
+    answers = []
+    for index in tqdm(range(len(cache)), desc="scoring", unit="image", disable=quiet or None, leave=False):
+        image, labels = cache[index]
+        answers.append(Answer(cache.pairs[index], cache.looks[index], labels, segmenter.segment(image).maps))
+    return answers
+
+
+def dice_by_threshold(answers: Sequence[Answer]) -> dict[float, float]:
+    """Mean Dice of the masks at each of THRESHOLDS, before small cells are dropped."""
+    return {
+        value: float(np.mean([dice(a.labels > 0, threshold_mask(a.maps.cell, value)) for a in answers]))
+        for value in THRESHOLDS
+    }
+
+
+def best_threshold(curve: Mapping[float, float]) -> float:
+    """The threshold of the best Dice; of equals that nearest to 0.5."""
+    return max(curve, key=lambda value: (curve[value], -abs(value - 0.5)))
 
 
 def evaluate(
@@ -145,23 +174,15 @@ def evaluate(
     Raises:
         DataError: a pair cannot be read.
     """
-    cache = pairs if isinstance(pairs, PairCache) else PairCache(pairs, quiet=quiet)
-    answers = []
-    bar = tqdm(range(len(cache)), desc="scoring", unit="image", disable=quiet or None, leave=False)
-    for index in bar:
-        image, labels = cache[index]
-        answers.append(_Answer(cache.pairs[index], cache.looks[index], labels, segmenter.segment(image).maps))
-    curve = {
-        value: float(np.mean([dice(a.labels > 0, threshold_mask(a.maps.cell, value)) for a in answers]))
-        for value in THRESHOLDS
-    }
+    answers = answer_images(segmenter, pairs, quiet=quiet)
+    curve = dice_by_threshold(answers)
     chosen = segmenter.config.threshold if threshold is None else threshold
     if tune:
-        chosen = max(curve, key=lambda value: (curve[value], -abs(value - 0.5)))
+        chosen = best_threshold(curve)
     has_cells = cells and any(answer.pair.kind != "mask" for answer in answers)
     images = []
     for answer in answers:
-        found = Segmentation(answer.maps, threshold=chosen, min_area_px=segmenter.config.min_area_px)
+        found = segmenter.read(answer.maps, threshold=chosen)
         images.append(_score_image(answer, found, has_cells))
     kinds = sorted({image.look for image in images})
     return Scores(
@@ -176,7 +197,7 @@ def evaluate(
     )
 
 
-def _score_image(answer: _Answer, found: Segmentation, has_cells: bool) -> ImageScore:
+def _score_image(answer: Answer, found: Segmentation, has_cells: bool) -> ImageScore:
     truth, mask = answer.labels > 0, found.mask()
     score = ImageScore(answer.pair.name, answer.look, dice(truth, mask), iou(truth, mask))
     if not has_cells:
@@ -213,11 +234,11 @@ def _summarise_look(images: Sequence[ImageScore]) -> dict[str, Any]:
     return summary
 
 
-def _score_regions(answers: Sequence[_Answer], chosen: float) -> RegionSummary | None:
+def _score_regions(answers: Sequence[Answer], chosen: float) -> RegionSummary | None:
     counted = [answer for answer in answers if (answer.labels > 0).any()]
     if not counted:
         return None
-    truths = [ndimage.label(answer.labels > 0)[0].astype(np.int32) for answer in counted]
+    truths = [true_regions(answer) for answer in counted]
     by_threshold = {}
     for threshold in sorted({*THRESHOLDS, chosen}):
         masks = [threshold_mask(answer.maps.cell, threshold) for answer in counted]
@@ -232,6 +253,12 @@ def _score_regions(answers: Sequence[_Answer], chosen: float) -> RegionSummary |
     v_rand, v_info, error = by_threshold[chosen]
     rands, infos, errors = zip(*by_threshold.values(), strict=True)
     return RegionSummary(v_rand, max(rands), v_info, max(infos), error, min(errors))
+
+
+def true_regions(answer: Answer) -> Labels:
+    """The 4-connected regions of a binary truth."""
+    regions: Labels = ndimage.label(answer.labels > 0)[0].astype(np.int32)
+    return regions
 
 
 def _rounded(value: Any) -> Any:

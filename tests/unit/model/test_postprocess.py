@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 from scipy import ndimage
 
 from model.images import encode_probability
-from model.postprocess import PROBABILITY_LEVELS, Maps, label_cells, threshold_mask, to_maps
+from model.postprocess import PROBABILITY_LEVELS, Cores, Maps, label_cells, threshold_mask, to_maps
 from model.types import Labels, Logits, Probability
 
 
@@ -222,3 +222,27 @@ def test_each_map_is_found_by_its_name() -> None:
 def test_huge_logits_give_0_and_1_and_no_warning() -> None:
     logits = np.array([[[-3e38, -1000, 1000, 3e38]]], dtype=np.float32)
     np.testing.assert_array_equal(to_maps(logits, ("cell",), "sigmoid").cell, [[0, 0, 1, 1]])
+
+
+def test_cores_above_a_threshold_of_their_own_part_a_region_of_the_cell_map() -> None:
+    cell = np.zeros((20, 60), np.float32)
+    cell[5:15, 5:55] = 0.6
+    cell[6:14, 8:24], cell[6:14, 34:52] = 0.95, 0.95
+    maps = Maps(cell)
+    assert label_cells(maps, threshold=0.5).max() == 1
+    labels = label_cells(maps, threshold=0.5, cores=Cores(threshold=0.8))
+    assert labels.max() == 2
+    assert np.array_equal(labels > 0, cell > 0)  # the mask stays what it is
+    assert labels[10, 10] != labels[10, 50]
+    # nothing is parted where the mask is as strict as the cores
+    assert label_cells(maps, threshold=0.9, cores=Cores(threshold=0.8)).max() == 2
+
+
+def test_what_makes_a_core_can_be_chosen_with_a_border_too() -> None:
+    cell = np.zeros((20, 60), np.float32)
+    cell[5:15, 5:55] = 0.9
+    border = np.zeros_like(cell)
+    border[5:15, 29:32] = 0.4
+    maps = Maps(cell, border)
+    assert label_cells(maps, threshold=0.5).max() == 2  # 0.5 is not above 0.6
+    assert label_cells(maps, threshold=0.5, cores=Cores(threshold=0.3)).max() == 1

@@ -1,0 +1,124 @@
+"""Choose anew, on images with truth, what turns the maps into masks and cells; the network stays as it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import ModelConfig, read_checkpoint, write_checkpoint
+from model.metrics import average_precision, grow_labels, score_cells, score_regions
+from model.postprocess import Cores, label_cells
+from model.runtime import make_runtime
+from model.segmenter import Segmenter
+from model.types import Labels
+from training.data import Pair
+from training.evaluate import (
+    AP_THRESHOLDS,
+    Answer,
+    answer_images,
+    best_threshold,
+    dice_by_threshold,
+    true_regions,
+)
+
+# Candidates for the cores, see model.postprocess.Cores.
+CORE_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CORE_DISTANCES = (0.0, 0.15, 0.25, 0.35, 0.45)
+# A gain smaller than this is chance, and the rule stays what it is.
+LEAST_GAIN = 0.002
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was found.
+
+    Attributes:
+        version: of the file that was written.
+        config: with the new numbers.
+        before, after: score of the cells with the old and the new rule, both at the new threshold: mean AP at IoU 0.5
+            to 0.9 where the truth has cells, else V_rand.
+        dice: mean, of the masks at the new threshold.
+    """
+
+    version: str
+    config: ModelConfig
+    before: float
+    after: float
+    dice: float
+
+
+def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto", quiet: bool = False) -> Tuning:
+    """Choose the threshold of the mask by the mean Dice, then what makes a core by the score of the cells.
+
+    Args:
+        weights: a checkpoint or a bare state dict.
+        pairs: images that it was not trained on.
+        to: where the checkpoint goes; may be the same file, which is replaced in one step.
+        device: that the network runs on.
+        quiet: no progress bar.
+
+    Raises:
+        DataError: a pair cannot be read.
+        WeightsError: the weights cannot be used.
+    """
+    checkpoint = read_checkpoint(weights)
+    segmenter = Segmenter(checkpoint, make_runtime(checkpoint, device=device, precision="fp32"))
+    answers = answer_images(segmenter, pairs, quiet=quiet)
+    curve = dice_by_threshold(answers)
+    threshold = best_threshold(curve)
+    config = checkpoint.config.model_copy(update={"threshold": threshold})
+    score = _score_cells if any(pair.kind != "mask" for pair in pairs) else _score_regions
+    old = Cores(config.core_threshold, config.core_distance)
+    before = score(answers, config, old)
+    best, after = max(
+        ((cores, score(answers, config, cores)) for cores in _candidates(config)), key=lambda pair: pair[1]
+    )
+    if after < before + LEAST_GAIN:
+        best, after = old, before
+    config = config.model_copy(update={"core_threshold": best.threshold, "core_distance": best.distance})
+    tuned = {
+        "images": [pair.name for pair in pairs],
+        "dice": round(curve[threshold], 5),
+        "cells": round(after, 5),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    half = _is_half(checkpoint.state)
+    version = write_checkpoint(to, checkpoint.state, config, {**checkpoint.card, "tuned": tuned}, half=half)
+    return Tuning(version, config, before, after, curve[threshold])
+
+
+def _candidates(config: ModelConfig) -> list[Cores]:
+    distances = CORE_DISTANCES if "distance" in config.outputs else (config.core_distance,)
+    return [Cores(threshold, distance) for threshold in CORE_THRESHOLDS for distance in distances]
+
+
+def _score_cells(answers: Sequence[Answer], config: ModelConfig, cores: Cores) -> float:
+    """Mean over AP_THRESHOLDS of the AP with pooled counts."""
+    counts = np.zeros((len(AP_THRESHOLDS), 3), dtype=np.int64)
+    for answer in answers:
+        found = score_cells(answer.labels, _label(answer, config, cores), AP_THRESHOLDS).counts
+        counts += [found[value] for value in AP_THRESHOLDS]
+    return float(np.mean([average_precision((tp, fp, fn)) for tp, fp, fn in counts.tolist()]))
+
+
+def _score_regions(answers: Sequence[Answer], config: ModelConfig, cores: Cores) -> float:
+    """Mean V_rand of the labels, grown until they meet; images without a true cell do not count."""
+    scores = [
+        score_regions(true_regions(answer), grow_labels(_label(answer, config, cores))).v_rand
+        for answer in answers
+        if (answer.labels > 0).any()
+    ]
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def _label(answer: Answer, config: ModelConfig, cores: Cores) -> Labels:
+    return label_cells(answer.maps, threshold=config.threshold, min_area_px=config.min_area_px, cores=cores)
+
+
+def _is_half(state: Mapping[str, Tensor]) -> bool:
+    """Whether the convolutions lose nothing as float16, as those do that were stored so."""
+    return all(torch.equal(value, value.half().float()) for value in state.values() if value.ndim == 4)
