@@ -12,6 +12,9 @@ from training.config import Recipe
 
 # Spacing of the control points of the elastic deformation: about the size of a cell.
 ELASTIC_SPACING_PX = 32
+# Side of the smallest part that is taken alone, and how often a place without cells is looked for.
+ALONE_PX = 48
+ALONE_TRIES = 10
 # Channels that differ by more than this share of the range, on average, show colour.
 COLOUR_SHARE = 0.03
 
@@ -41,7 +44,10 @@ class Augmenter:
         generator = np.random.default_rng(seed)
         if len(planes) > 1 and generator.random() < recipe.recolour_prob:
             planes = _recolour(planes, generator)
-        if generator.random() < recipe.warp_prob:
+        if recipe.crop_px and generator.random() < recipe.alone_prob:
+            planes, labels = _take_alone(planes, labels, recipe.crop_px, generator)
+            planes, labels = _crop(planes, labels, recipe.crop_px, generator)
+        elif generator.random() < recipe.warp_prob:
             planes, labels = _warp(planes, labels, recipe, generator)
         elif recipe.crop_px:
             planes, labels = _crop(planes, labels, recipe.crop_px, generator)
@@ -65,6 +71,20 @@ def _crop(planes: Planes, labels: Labels, side: int, generator: np.random.Genera
     y = int(generator.integers(labels.shape[0] - side + 1))
     x = int(generator.integers(labels.shape[1] - side + 1))
     return planes[:, y : y + side, x : x + side], labels[y : y + side, x : x + side]
+
+
+def _take_alone(planes: Planes, labels: Labels, largest: int, generator: np.random.Generator) -> tuple[Planes, Labels]:
+    """A part of an image as if it were an image: its own percentiles are its scale. Half of them hold no cell."""
+    empty = generator.random() < 0.5
+    for _ in range(ALONE_TRIES):
+        height, width = (int(generator.integers(min(ALONE_PX, side), min(largest, side) + 1)) for side in labels.shape)
+        y = int(generator.integers(labels.shape[0] - height + 1))
+        x = int(generator.integers(labels.shape[1] - width + 1))
+        part = (slice(y, y + height), slice(x, x + width))
+        if not empty or not labels[part].any():
+            break
+    image = planes[:, *part].transpose(1, 2, 0)
+    return preprocess(image, n_channels=len(planes), normalisation="percentile"), labels[part]
 
 
 def _warp(planes: Planes, labels: Labels, recipe: Recipe, generator: np.random.Generator) -> tuple[Planes, Labels]:

@@ -24,6 +24,7 @@ _ALLOWED: dict[str, tuple[float, float]] = {
     "distance_weight": (0, 1000),
     "ema_decay": (0, 1),
     "patience": (0, 1_000_000),
+    "alone_prob": (0, 1),
     "flip_prob": (0, 1),
     "warp_prob": (0, 1),
     "rotate_deg": (0, 180),
@@ -70,6 +71,8 @@ class Recipe:
         border_weight, distance_weight: weights of these outputs' losses beside the cell output's.
         ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights themselves.
         patience: epochs without a better validation score after which a run stops; 0 never stops early.
+        alone_prob: of taking a small part of an image as if it had been sent alone, with a scale of its own; half of
+            them without a cell, where the image has such a place. So noise that fills the scale is not taken for cells.
         flip_prob: of a random flip (left-right, up-down or both).
         warp_prob: of a random warp: rotation, zoom, stretch and elastic deformation in one resampling.
         rotate_deg: largest rotation to either side, in degrees.
@@ -114,6 +117,7 @@ class Recipe:
     distance_weight: float = 1.0
     ema_decay: float = 0.995
     patience: int = 0
+    alone_prob: float = 0.1
     flip_prob: float = 0.75
     warp_prob: float = 0.7
     rotate_deg: float = 180.0
@@ -171,6 +175,7 @@ CLASSIC = Recipe(
     clip_norm=0.0,
     dice_weight=0.0,
     ema_decay=0.0,
+    alone_prob=0.0,
     flip_prob=0.75,  # flip codes -1, 0, 1 and "none", drawn alike
     warp_prob=0.0,
     intensity_prob=0.0,
@@ -186,6 +191,7 @@ MEMBRANES = Recipe(
     distance="no",
     min_area_px=0,
     balance=False,
+    alone_prob=0.0,
     warp_prob=0.9,
     zoom=1.2,
     stretch=1.2,

@@ -125,3 +125,18 @@ def test_grey_on_dark_ground_is_shown_in_a_colour_and_colour_in_grey(tiny_recipe
 
     bright_field = 1 - np.repeat(planes, 3, axis=0)
     assert np.array_equal(Augmenter(recipe)(bright_field, labels, seed=1)[0], bright_field)
+
+
+def test_a_part_taken_alone_has_a_scale_of_its_own_and_often_no_cell(tiny_recipe: Recipe) -> None:
+    recipe = replace(tiny_recipe, warp_prob=0.0, flip_prob=0.0, intensity_prob=0.0, alone_prob=1.0)
+    planes, labels = picture()
+    noise = np.random.default_rng(0).random(planes.shape, dtype=np.float32)
+    planes = planes + 0.01 * noise
+    n_empty = 0
+    for seed in range(20):
+        crop, truth = Augmenter(recipe)(planes, labels, seed=seed)
+        assert crop.shape == (1, 128, 128)
+        assert truth.shape == (128, 128)
+        assert np.percentile(crop, 99.9) > 0.8  # the noise fills the scale where there is nothing else
+        n_empty += not truth.any()
+    assert 8 <= n_empty < 20
