@@ -1,4 +1,4 @@
-"""`python -m training fit | evaluate | tune | publish | synthesize`: the command line of the training package."""
+"""`python -m training`: fit, evaluate, tune, publish, export-bioimageio and synthesize on the command line."""
 
 import argparse
 import json
@@ -149,6 +149,16 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_bioimageio(options: argparse.Namespace) -> int:
+    from training.bioimageio_package import export_bioimageio
+
+    export_bioimageio(
+        options.weights, options.out, name=options.name, authors=options.author, license_id=options.license
+    )
+    print(f"{options.out}: try it by `bioimageio test {options.out}`")
+    return 0
+
+
 def _synthesize(options: argparse.Namespace) -> int:
     from training.synthesize import synthesize
 
@@ -231,6 +241,14 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--only", type=Path, help="file of image names, a line each, that are used")
     tune.add_argument("--to", type=Path, required=True, help="where the checkpoint goes; may be WEIGHTS itself")
     _add_common(tune)
+
+    export = commands.add_parser("export-bioimageio", help="pack weights for the bioimage.io model zoo")
+    export.set_defaults(run=_export_bioimageio)
+    export.add_argument("weights", type=Path)
+    export.add_argument("out", type=Path, help="the zip to write")
+    export.add_argument("--name", required=True, help="of the model, 5 letters at least")
+    export.add_argument("--author", action="append", required=True, help="of the model; may be given several times")
+    export.add_argument("--license", help="SPDX identifier of the weights' licence, such as CC0-1.0")
 
     synthesize = commands.add_parser("synthesize", help="draw a small data set of cells with truth")
     synthesize.set_defaults(run=_synthesize)
