@@ -11,11 +11,12 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types train publish format constraints clean
+.PHONY: help run test faults check lint types train publish format constraints clean
 
 help:
 	@echo 'make run [HOST=127.0.0.1] [PORT=8000]   install into .venv and serve'
 	@echo 'make test                               lint, format, types, import contracts, every test'
+	@echo 'make faults                             the long tests of faults: many swaps, kills, hostile uploads'
 	@echo 'make check                              the same with the quick unit tests alone'
 	@echo 'make train DATA=dir [OUT=file] [ARGS=]  train candidate weights'
 	@echo 'make publish DATA=dir [OUT=] [TO=]      put the candidate into service if it is no worse'
@@ -27,10 +28,13 @@ run: .venv/serving
 	MASKWELL_HOST=$(HOST) MASKWELL_PORT=$(PORT) exec $(BIN)/python -m app
 
 test: .venv/test lint types
-	$(BIN)/python -m pytest -m 'not docker'
+	$(BIN)/python -m pytest -m 'not docker and not long'
+
+faults: .venv/test
+	$(BIN)/python -m pytest tests/faults -m long -s
 
 check: .venv/test lint types
-	$(BIN)/python -m pytest tests/unit -m 'not docker and not slow'
+	$(BIN)/python -m pytest tests/unit -m 'not docker and not slow and not long'
 
 lint: .venv/test
 	$(BIN)/ruff check .

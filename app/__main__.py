@@ -12,7 +12,7 @@ from app.settings import Settings, describe_mistakes, describe_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 where the settings are wrong."""
+    """Run the command line; returns the exit status: 0, or 2 where the settings are wrong, or that of the workers."""
     parser = argparse.ArgumentParser(
         prog="python -m app",
         description="Serve masks over HTTP.",
@@ -26,12 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {describe_mistakes(error)}", file=sys.stderr)
         return 2
-    app = create_app(settings)
     if options.command == "openapi":
-        print(json.dumps(app.openapi(), indent=2, ensure_ascii=False))
+        print(json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False))
         return 0
-    serve(app, settings)
-    return 0
+    return serve(settings)
 
 
 if __name__ == "__main__":

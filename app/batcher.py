@@ -9,10 +9,12 @@ What it promises, each with a test:
 - A pass that fails is tried again image by image, so that only the one to blame fails; one that finds no memory is
   tried again in halves.
 - An image that is withdrawn leaves the queue.
+- A pass that does not end is noticed: everyone is told, and nobody is let in until it does end.
 """
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -25,9 +27,14 @@ import numpy as np
 from app.admission import Reservation
 from app.errors import DeadlineExceededError, DrainingError, InferenceError, NotReadyError, OutOfMemoryError
 from model import Segmenter
+from model.runtime import Runtime
 from model.tiling import Stitcher
+from model.types import Batch, Logits
 
 logger = logging.getLogger("app.batcher")
+
+# How often guard() looks; a hung pass is noticed so much later than it could be.
+GUARD_S = 0.5
 
 
 @dataclass(eq=False)
@@ -62,6 +69,7 @@ class Batcher:
 
     Args:
         batch_wait_ms: longest time a tile waits for company in a batch that is not full.
+        pass_timeout_s: longest time that one pass may take before the engine counts as hung.
         observe: called from the thread after each pass with the pixels that it computed.
         note_pass: called likewise with its tiles, the tiles that there was room for, and its seconds.
     """
@@ -71,9 +79,12 @@ class Batcher:
         *,
         batch_wait_ms: float,
         observe: Callable[[int], None],
+        pass_timeout_s: float = math.inf,
         note_pass: Callable[[int, int, float], None] = lambda *_: None,
     ) -> None:
         self._batch_wait_s = batch_wait_ms / 1000
+        self._pass_timeout_s = pass_timeout_s
+        self._pass_began_at: float | None = None
         self._observe = observe
         self._note_pass = note_pass
         self._changed = threading.Condition()
@@ -93,12 +104,39 @@ class Batcher:
             self._closing = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            # one that hangs is left to the end of the process, which it does not hold up
+            self._thread.join(None if self._pass_timeout_s == math.inf else self._pass_timeout_s)
 
     @property
     def alive(self) -> bool:
         """Whether the thread is there to work."""
-        return self._thread.is_alive() and not self._dead
+        return self._thread.is_alive() and self.failure is None
+
+    @property
+    def failure(self) -> str | None:
+        """Why it does not work, in words."""
+        if self._dead:
+            return "the engine has stopped"
+        return "the engine hangs: the device does not answer" if self.hung else None
+
+    @property
+    def hung(self) -> bool:
+        """Whether the pass under way has taken longer than any should: a device that does not answer, say."""
+        began_at = self._pass_began_at
+        return began_at is not None and time.monotonic() - began_at > self._pass_timeout_s
+
+    async def guard(self) -> None:
+        """Tell everyone when the engine hangs; never returns. Should the pass end after all, things go on."""
+        told = False
+        while True:
+            await asyncio.sleep(GUARD_S)
+            if self.hung:
+                if not told:
+                    logger.critical("a pass takes longer than %g s; the engine counts as hung", self._pass_timeout_s)
+                self._fail_all(lambda: NotReadyError("the engine hangs: the device does not answer"))
+            elif told:
+                logger.warning("the pass has ended; the engine works again")
+            told = self.hung
 
     @property
     def waiting_tiles(self) -> int:
@@ -141,8 +179,8 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise DrainingError("the service is shutting down")
-            if self._dead:
-                raise NotReadyError("the engine has stopped")
+            if self.failure is not None:
+                raise NotReadyError(self.failure)
             self._jobs.append(job)
             self._changed.notify()
 
@@ -222,7 +260,7 @@ class Batcher:
         runtime = picks[0].job.segmenter.runtime
         started_at = time.perf_counter()
         try:
-            logits = runtime.run(np.stack([pick.job.stitcher.tile(pick.index) for pick in picks]))
+            logits = self._pass(runtime, np.stack([pick.job.stitcher.tile(pick.index) for pick in picks]))
         except MemoryError as error:
             self._attempt_in_halves(picks, error)
             return
@@ -241,6 +279,13 @@ class Batcher:
             work_px += pick.job.stitcher.grid.side**2
             self._deliver(pick, tile_logits)
         self._observe(work_px)
+
+    def _pass(self, runtime: Runtime, batch: Batch) -> Logits:
+        self._pass_began_at = time.monotonic()
+        try:
+            return runtime.run(batch)
+        finally:
+            self._pass_began_at = None
 
     def _attempt_in_halves(self, picks: list[_Pick], error: MemoryError) -> None:
         # A runtime fills every batch up to batch_tiles, so that shapes, and with them bytes, are always the same.
@@ -269,6 +314,9 @@ class Batcher:
             return
         try:
             job.stitcher.add(pick.index, tile_logits)
+        except MemoryError:
+            self._settle(job, OutOfMemoryError("no memory for the answer of the network"))
+            return
         except Exception as error:
             self._settle(job, error)
             return

@@ -13,7 +13,7 @@ RequestError                        what a request may be wrong about, or the se
 |- WeightsRefusedError              a reload whose file of weights cannot be used
 |- QueueFullError                   later may work; says when
 |- NotReadyError, DrainingError     another replica may work
-|- OutOfMemoryError                 the device has no room even for one tile
+|- OutOfMemoryError                 the device has no room even for one tile, or the machine for an image
 |- DeadlineExceededError            it waited too long
 `- InferenceError                   the network answered with nonsense
 """
@@ -122,7 +122,7 @@ class DrainingError(RequestError):
 
 
 class OutOfMemoryError(RequestError):
-    """The device has no room even for one tile."""
+    """The device has no room even for one tile, or the machine none for an image."""
 
     def headers(self) -> dict[str, str]:
         """When it may work."""
@@ -165,7 +165,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     InferenceError: Answer(500, "inference_failed", "The network failed on this image"),
     NotReadyError: Answer(503, "not_ready", "The service is not ready"),
     DrainingError: Answer(503, "draining", "The service is shutting down"),
-    OutOfMemoryError: Answer(503, "out_of_memory", "The device is out of memory"),
+    OutOfMemoryError: Answer(503, "out_of_memory", "Out of memory"),
     DeadlineExceededError: Answer(504, "deadline_exceeded", "The request waited too long"),
 }
 # These never reach a client as themselves: start-up and reload handle them.

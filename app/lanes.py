@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import ParamSpec, TypeVar
 
+from app.errors import OutOfMemoryError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -40,11 +42,16 @@ class Lane:
 
         A thread cannot be stopped. Where the caller is cancelled, this returns only when the thread has ended, so that
         whatever room it holds is still counted.
+
+        Raises:
+            OutOfMemoryError: the function found no memory.
         """
         work = self._executor.submit(function, *args, **kwargs)
         future = asyncio.wrap_future(work)
         try:
             return await asyncio.shield(future)
+        except MemoryError as error:
+            raise OutOfMemoryError("the service has no memory for this image now") from error
         except asyncio.CancelledError:
             if not work.cancel():  # it has begun
                 with suppress(Exception, asyncio.CancelledError):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +15,7 @@ from app import __version__
 from app.docs import describe
 from app.errors import RequestError, handle_error
 from app.middleware import RequestContext
+from app.peers import Peers
 from app.routes import health, metrics, models, page, segment
 from app.service import Service
 from app.settings import Settings
@@ -32,16 +33,18 @@ Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 FAMILIES: tuple[type[Exception], ...] = (RequestError, SegmentationError, RequestValidationError, HTTPException)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, peers: Peers | None = None) -> FastAPI:
     """Build the app; weights are loaded when it starts up, not here.
 
     Args:
         settings: read from the environment if left out.
+        peers: the line to the other workers, where there are any.
     """
-    service = Service(settings or Settings())
+    service = Service(settings or Settings(), peers)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(peers.run(service))] if peers else []
         try:
             await service.registry.start()
         except SegmentationError as error:
@@ -49,17 +52,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             service.close()
             raise
         service.batcher.start()
-        poll = service.settings.reload_poll_s > 0
-        watcher = asyncio.create_task(service.registry.watch()) if poll else None
+        tasks.append(asyncio.create_task(service.batcher.guard()))
+        if service.settings.reload_poll_s > 0:
+            tasks.append(asyncio.create_task(service.registry.watch()))
         service.lifecycle.set_ready()
+        if peers:
+            peers.beat(service)
         try:
             yield
         finally:
             service.lifecycle.close()
-            if watcher:
-                watcher.cancel()
-                with suppress(asyncio.CancelledError):
-                    await watcher
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             service.close()
 
     handlers: dict[int | type[Exception], Handler] = dict.fromkeys(FAMILIES, handle_error)

@@ -51,6 +51,7 @@ class Registry:
         settings: says where they are and what they run on.
         observe: told of each warm-up: pixels that the network computed, and seconds.
         note_reload: told of each file that is tried after start(): the model's name, and whether it serves.
+        on_swap: called when a look at the folder has put new weights into service.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Registry:
         settings: Settings,
         observe: Callable[[int, float], None],
         note_reload: Callable[[str, bool], None] = lambda *_: None,
+        on_swap: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._observe = observe
         self._note_reload = note_reload
+        self._on_swap = on_swap
         self._models: dict[str, Model] = {}
         self._seen: dict[str, Signature] = {}
         self._lock = asyncio.Lock()
@@ -77,16 +80,17 @@ class Registry:
         Raises:
             WeightsError: the default one cannot be used. The others are left out and named in `refused`.
         """
-        default = self._settings.default_model
-        files = await self._in_thread(self._scan_or_nothing)
-        path = self._settings.weights_dir / f"{default}.pth"
-        segmenter = await self._in_thread(self._load, path)
-        self._put(default, segmenter)
-        if default in files:
-            self._seen[default] = files[default].signature
-        for name, file in files.items():
-            if name != default:
-                await self._load_file(name, file)
+        async with self._lock:
+            default = self._settings.default_model
+            files = await self._in_thread(self._scan_or_nothing)
+            path = self._settings.weights_dir / f"{default}.pth"
+            segmenter = await self._in_thread(self._load, path)
+            self._put(default, segmenter)
+            if default in files:
+                self._seen[default] = files[default].signature
+            for name, file in files.items():
+                if name != default:
+                    await self._load_file(name, file)
 
     @property
     def default(self) -> Model | None:
@@ -131,6 +135,23 @@ class Registry:
                 raise WeightsRefusedError(error)
             return self._models[name]
 
+    async def adopt(self, name: str, version: str) -> None:
+        """Serve the version that another process serves already.
+
+        Raises:
+            WeightsRefusedError: the file cannot be used, or holds another version by now.
+        """
+        async with self._lock:
+            if name in self._models and self._models[name].version == version:
+                return
+            files = await self._in_thread(self._scan_or_nothing)
+            error = await self._load_file(name, files[name], report=True) if name in files else f"{name}.pth is gone"
+            if error is not None:
+                raise WeightsRefusedError(error)
+            found = self._models[name].version
+            if found != version:
+                raise WeightsRefusedError(f"{name}.pth holds version {found[:12]} by now")
+
     async def watch(self) -> None:
         """Look at the folder again and again; never returns."""
         while True:
@@ -156,7 +177,9 @@ class Registry:
                 self.folder_error = None
             for name, file in files.items():
                 if self._seen.get(name) != file.signature and not await self._in_thread(self._unchanged, name, file):
-                    await self._load_file(name, file, report=True)
+                    refusal = await self._load_file(name, file, report=True)
+                    if refusal is None:
+                        self._on_swap()
             for name in (self._seen.keys() | self._refused.keys()) - files.keys():
                 self._seen.pop(name, None)
                 self._refused.pop(name, None)

@@ -107,10 +107,30 @@ class ReloadReport(BaseModel):
     error: str | None = Field(description="Why the file was refused; the old one keeps serving.")
 
 
+Status = Literal["starting", "ready", "draining", "failed"]
+
+
+class WorkerState(BaseModel):
+    """A process of the service."""
+
+    pid: int
+    status: str = Field(description="As that of the service.")
+    models: dict[str, str] = Field(description="Name to version of what it serves.")
+
+
+class Workers(BaseModel):
+    """The processes that share the port."""
+
+    expected: int = Field(description="MASKWELL_WORKERS.")
+    replaced: int = Field(description="That died since the start, and were replaced or are to be.")
+    last_death: str | None = Field(description="How the latest of them died.")
+    running: list[WorkerState]
+
+
 class Health(BaseModel):
     """State of the service."""
 
-    status: Literal["starting", "ready", "draining", "failed"]
+    status: Status
     version: str
     device: str | None
     runtime: str | None
@@ -122,6 +142,8 @@ class Health(BaseModel):
     weights_folder_error: str | None = Field(description="Why new weights cannot be looked for; what serves serves on.")
     queue: QueueState
     last_reload: ReloadReport | None
+    pid: int = Field(description="Of the worker that answers; queue, refused_weights and last_reload are its own.")
+    workers: Workers
     uptime_s: Annotated[float, Field(ge=0)]
 
 

@@ -1,17 +1,26 @@
 """Run the app under uvicorn: logging, and an exit that answers what was accepted."""
 
 import asyncio
-import logging
+import logging.config
+import os
 import signal
+import socket
+import tempfile
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from app import metrics
 from app.lifecycle import Lifecycle
+from app.main import create_app
+from app.peers import Peers
 from app.settings import Settings
+from app.supervisor import Supervisor
 
 # On top of grace and deadline, for the answers themselves to go out.
 LAST_RESORT_S = 15.0
@@ -60,8 +69,35 @@ class Server(uvicorn.Server):
         abort.cancel()
 
 
-def serve(app: FastAPI, settings: Settings) -> None:
-    """Serve until told to stop."""
+def serve(settings: Settings) -> int:
+    """Serve until told to stop: in this process, or in several under a supervisor.
+
+    Returns:
+        The exit status, where it is not uvicorn that ends the process.
+    """
+    if settings.workers == 1:
+        make_server(create_app(settings), settings).run()
+        return 0
+    logging.config.dictConfig(make_log_config(settings.log_level))
+    with tempfile.TemporaryDirectory(prefix="maskwell-metrics-") as folder:
+        os.environ[metrics.SHARED_FOLDER] = folder  # the workers inherit it
+        return Supervisor(settings, run_worker, lambda pid: metrics.bury(Path(folder), pid)).run()
+
+
+def run_worker(settings: Settings, listener: socket.socket, link: Connection) -> None:
+    """One of several processes; what a Supervisor starts.
+
+    Args:
+        settings: the same for all.
+        listener: shared by all.
+        link: to the supervisor.
+    """
+    os.setpgid(0, 0)  # a Ctrl-C in the terminal goes to the supervisor alone, which passes it on
+    make_server(create_app(settings, Peers(link)), settings).run([listener])
+
+
+def make_server(app: FastAPI, settings: Settings) -> Server:
+    """uvicorn, set up."""
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -75,7 +111,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
         log_config=make_log_config(settings.log_level),
         timeout_graceful_shutdown=int(settings.drain_deadline_s + LAST_RESORT_S),
     )
-    Server(config, app.state.service.lifecycle, settings).run()
+    return Server(config, app.state.service.lifecycle, settings)
 
 
 def make_log_config(level: str) -> dict[str, Any]:

@@ -6,18 +6,18 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from app.admission import Admission, Reservation
 from app.archive import to_unique_stems, write_archive
 from app.batcher import Batcher
-from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError, to_problem
+from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError, WeightsRefusedError, to_problem
 from app.lanes import Lane
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.notes import current_notes
+from app.peers import Beat, Peers
 from app.registry import Model, Registry
-from app.schemas import FileProblem, PreviewQuery, SegmentQuery
+from app.schemas import FileProblem, PreviewQuery, SegmentQuery, Status
 from app.settings import Settings
 from app.uploads import Upload, UploadBudget
 from model.errors import SegmentationError
@@ -78,24 +78,34 @@ class Service:
 
     Args:
         settings: read once.
+        peers: the line to the other workers; None where this process is the only one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, peers: Peers | None = None) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.admission = Admission(max_pixels=settings.max_queue_pixels, max_requests=settings.max_queue_requests)
         self.metrics = Metrics()
+        self.peers = peers
         self.batcher = Batcher(
-            batch_wait_ms=settings.batch_wait_ms, observe=self.admission.observe, note_pass=self.metrics.note_pass
+            batch_wait_ms=settings.batch_wait_ms,
+            observe=self.admission.observe,
+            pass_timeout_s=settings.pass_timeout_s,
+            note_pass=self.metrics.note_pass,
         )
-        self.registry = Registry(settings, self.admission.throughput.observe, self.metrics.note_reload)
+        self.registry = Registry(
+            settings,
+            self.admission.throughput.observe,
+            note_reload=self.metrics.note_reload,
+            on_swap=peers.tell_of_change if peers else lambda: None,
+        )
         self.uploads = UploadBudget(settings.max_held_upload_bytes)
         self._small_px = max(settings.max_pixels // SMALL_PART, 1)
         self._small = Lane("codec", threads=settings.codec_thread_count, max_pixels=settings.max_pixels)
         self._large = Lane("codec-large", threads=1, max_pixels=settings.max_pixels)
 
     @property
-    def status(self) -> Literal["starting", "ready", "draining", "failed"]:
+    def status(self) -> Status:
         """What the probes go by."""
         if self.lifecycle.leaving:
             return "draining"
@@ -109,6 +119,38 @@ class Service:
         self._small.close()
         self._large.close()
         self.registry.close()
+
+    def beat(self) -> Beat:
+        """What the other workers are told of this one."""
+        return Beat(self.status, {model.name: model.version for model in self.registry.models})
+
+    async def look(self) -> None:
+        """Another worker has found new weights."""
+        await self.registry.poll()
+
+    async def adopt(self, model: str, version: str) -> str | None:
+        """Another worker was told to load a model again; serve the same version, or say why not."""
+        try:
+            await self.registry.adopt(model, version)
+        except RequestError as error:
+            return str(error)
+        return None
+
+    async def reload(self, name: str) -> Model:
+        """Load a model again, in every worker.
+
+        Raises:
+            UnknownModelError: neither a model nor a file of weights has that name.
+            WeightsRefusedError: the file cannot be used; the old model keeps serving.
+        """
+        model = await self.registry.reload(name)
+        if self.peers is not None:
+            errors = await self.peers.spread(name, model.version)
+            if errors:
+                raise WeightsRefusedError(
+                    f"one worker serves version {model.version[:12]} now, {len(errors)} could not follow: {errors[0]}"
+                )
+        return model
 
     async def segment(self, upload: Upload, query: SegmentQuery, model: Model) -> Result:
         """Segment one image.

@@ -18,6 +18,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share the port, each with the weights in memory; more than one pays on a GPU, "
+        "where a process decodes while another one's tiles are computed. One that dies is replaced.",
+    )
     weights_dir: Path = Field(Path("weights"), description="Folder; each *.pth in it is a model, named by its stem.")
     default_model: str = Field(
         "best_model", description="Model of requests that name none; start-up fails if it does not load."
@@ -43,6 +50,12 @@ class Settings(BaseSettings):
     max_queue_requests: int = Field(256, ge=1, description="Requests accepted and not yet answered; above it, 429.")
     deadline_s: float = Field(
         300.0, gt=0, description="Longest an accepted image waits for its first pass, in s; beyond it, 504."
+    )
+    pass_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="Longest that one pass of the network may take, in s; beyond it the engine counts as hung: "
+        "its requests get 503, /livez turns red, and with several workers this one is replaced.",
     )
     drain_grace_s: float = Field(
         2.0,

@@ -1,5 +1,6 @@
 """GET /health, /livez and /readyz: they wait for nothing and need no key."""
 
+import os
 import time
 
 from fastapi import APIRouter, Request
@@ -8,7 +9,8 @@ from starlette.responses import JSONResponse
 from app import __version__
 from app.docs import HEALTH_ANSWERS, LIVE_ANSWERS, READY_ANSWERS
 from app.errors import DrainingError, NotReadyError
-from app.schemas import Health, ModelSummary, Probe, QueueState
+from app.peers import Beat
+from app.schemas import Health, ModelSummary, Probe, QueueState, Workers, WorkerState
 from app.service import Service
 
 router = APIRouter(tags=["health"])
@@ -19,7 +21,7 @@ async def livez(request: Request) -> Probe:
     """200 as long as the process can work, also while it is draining; 503 tells an orchestrator to restart it."""
     service: Service = request.app.state.service
     if service.status == "failed":
-        raise NotReadyError("the engine has stopped")
+        raise NotReadyError(service.batcher.failure or "the engine has stopped")
     return Probe(status="live")
 
 
@@ -31,7 +33,11 @@ async def readyz(request: Request) -> Probe:
     if status == "draining":
         raise DrainingError("the service is shutting down")
     if status != "ready":
-        raise NotReadyError("the models are being loaded" if status == "starting" else "the engine has stopped")
+        raise NotReadyError(
+            "the models are being loaded"
+            if status == "starting"
+            else service.batcher.failure or "the engine has stopped"
+        )
     return Probe(status="ready")
 
 
@@ -64,6 +70,23 @@ async def health(request: Request) -> JSONResponse:
             waiting_tiles=service.batcher.waiting_tiles,
         ),
         last_reload=service.registry.last_reload,
+        pid=os.getpid(),
+        workers=_workers(service),
         uptime_s=round(time.monotonic() - service.lifecycle.started_at, 3),
     )
     return JSONResponse(body.model_dump(mode="json"), status_code=200 if status == "ready" else 503)
+
+
+def _workers(service: Service) -> Workers:
+    running = {os.getpid(): service.beat()}
+    replaced, last_death = 0, None
+    if service.peers is not None:
+        roster = service.peers.roster
+        running = {pid: beat or Beat("starting", {}) for pid, beat in roster.beats.items()} | running
+        replaced, last_death = roster.replaced, roster.last_death
+    return Workers(
+        expected=service.settings.workers,
+        replaced=replaced,
+        last_death=last_death,
+        running=[WorkerState(pid=pid, status=beat.status, models=beat.models) for pid, beat in sorted(running.items())],
+    )

@@ -39,12 +39,13 @@ async def reload_model(
 ) -> ModelSummary:
     """Load, verify and warm up the file aside, then swap it in between two batches; needs the admin key.
 
-    On failure the old version keeps serving, and the answer says what is wrong with the file.
+    On failure the old version keeps serving, and the answer says what is wrong with the file. 200 means that every
+    worker process serves the new version.
     """
     service: Service = request.app.state.service
     _check_key(service.settings.admin_key, given.credentials if given else None)
     service.lifecycle.check()
-    return _summarise(service, await service.registry.reload(name))
+    return _summarise(service, await service.reload(name))
 
 
 def _check_key(expected: SecretStr | None, given: str | None) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,6 +82,14 @@ def promise_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    """Poll until it is so; the seconds are a deadline, not an expectation."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
 def find_free_port() -> int:
     """A port from the OS that nobody listens on now."""
     with socket.socket() as probe:
@@ -97,6 +105,7 @@ class ServerProcess:
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
+        self.weights_dir = weights_dir
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MASKWELL_")}
         given = {f"MASKWELL_{name.upper()}": str(value) for name, value in (settings or {}).items()}
         self._environment = {

@@ -5,8 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, to_png, write_weights
+from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, to_png, wait_for, write_weights
 
 TIMEOUT = httpx.Timeout(120)
 KEY = "a-key-of-some-length"
@@ -22,13 +20,6 @@ KEY = "a-key-of-some-length"
 
 def segment(server: ServerProcess, image: bytes) -> httpx.Response:
     return httpx.post(f"{server.url}/segment", files={"file": ("x.png", image)}, timeout=TIMEOUT)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
 
 
 class HalfSent:

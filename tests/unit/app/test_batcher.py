@@ -1,4 +1,5 @@
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -71,9 +72,11 @@ def grey(level: int, height: int = 64, width: int = 64) -> Image:
     return np.full((height, width), level, dtype=np.uint8)
 
 
-def run(work: Callable[[Batcher], Coroutine[Any, Any, None]], batch_wait_ms: float = 0.0) -> None:
+def run(
+    work: Callable[[Batcher], Coroutine[Any, Any, None]], batch_wait_ms: float = 0.0, pass_timeout_s: float = math.inf
+) -> None:
     async def main() -> None:
-        batcher = Batcher(batch_wait_ms=batch_wait_ms, observe=lambda _: None)
+        batcher = Batcher(batch_wait_ms=batch_wait_ms, observe=lambda _: None, pass_timeout_s=pass_timeout_s)
         batcher.start()
         try:
             await work(batcher)
@@ -348,6 +351,43 @@ def test_when_the_engine_dies_everyone_is_told_and_nobody_else_let_in(
 
     run(work)
     assert "the engine has stopped" in caplog.text
+
+
+def test_a_pass_that_does_not_end_is_told_to_everyone_and_forgiven_when_it_does(
+    weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        guard = asyncio.create_task(batcher.guard())
+        inside = await begin_pass(batcher, segmenter, grey(10, 400, 400))
+        waiting = asyncio.create_task(infer(batcher, segmenter, grey(20)))
+        answers = await asyncio.gather(inside, waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [NotReadyError] * 2
+        assert (batcher.alive, batcher.hung, batcher.waiting_tiles) == (False, True, 0)
+        with pytest.raises(NotReadyError, match="does not answer"):
+            await infer(batcher, segmenter, grey(30))
+        watched(segmenter).gate.set()
+        await until(lambda: batcher.alive)
+        await infer(batcher, segmenter, grey(40))
+        await until(lambda: "works again" in caplog.text)
+        guard.cancel()
+
+    run(work, pass_timeout_s=0.3)
+    assert watched(segmenter).passes == [[10], [40]]
+    assert caplog.text.count("counts as hung") == 1
+
+
+def test_an_engine_that_hangs_does_not_hold_up_the_end(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1)
+
+    async def work(batcher: Batcher) -> None:
+        task = await begin_pass(batcher, segmenter, grey(10))
+        await asyncio.to_thread(batcher.close)  # returns
+        watched(segmenter).gate.set()
+        await task
+
+    run(work, pass_timeout_s=0.1)
 
 
 def test_closing_answers_those_who_wait(weights: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import threading
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from app.main import create_app
 from app.service import Service
 from app.settings import Settings
 from model.images import decode_image, inspect_image
-from tests.e2e.kit import ROOT, draw_cells, promise_png, to_png
+from tests.e2e.kit import ROOT, draw_cells, promise_png, to_png, wait_for
 
 IMAGE = to_png(draw_cells(60, 80))
 
@@ -104,6 +105,42 @@ def test_a_dead_engine_turns_every_probe_red(client: TestClient) -> None:
     assert (client.get("/livez").status_code, client.get("/readyz").status_code) == (503, 503)
     assert client.get("/health").json()["status"] == "failed"
     assert post(client).status_code == 503
+
+
+def test_a_device_that_does_not_answer_turns_livez_red(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestClient(build(tiny_weights, pass_timeout_s=0.2)) as client:
+        runtime = service_of(client).registry.get(None).segmenter.runtime
+        answers = threading.Event()
+        real = runtime.run
+
+        def hang(batch: Any) -> Any:
+            answers.wait()
+            return real(batch)
+
+        monkeypatch.setattr(runtime, "run", hang)
+        refused = post(client)
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        assert refused.json()["detail"] == "the engine hangs: the device does not answer"
+        assert (client.get("/livez").status_code, client.get("/readyz").status_code) == (503, 503)
+        assert client.get("/health").json()["status"] == "failed"
+        answers.set()
+        wait_for(lambda: client.get("/livez").status_code == 200)
+        assert post(client).status_code == 200
+
+
+@pytest.mark.parametrize("place", ["decode_image", "encode_output"])
+def test_no_memory_for_an_image_is_503_and_said_to_be_that(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def find_none(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 3.2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"app.service.{place}", find_none)
+        answer = post(client)
+        assert (answer.status_code, answer.json()["code"]) == (503, "out_of_memory")
+        assert answer.headers["retry-after"] == "5"
+    assert post(client).status_code == 200
 
 
 def test_draining_is_said_on_readyz_while_requests_are_served(client: TestClient) -> None:

@@ -1,0 +1,158 @@
+"""Two workers on one port: killed, told to reload, told to stop."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.kit import ServerProcess, decode, draw_cells, load_reference, to_png, wait_for, write_weights
+from tests.faults.kit import counts
+
+KEY = "a-key-of-some-length"
+IMAGE = draw_cells(100, 140)
+TIMEOUT = httpx.Timeout(120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_weights(folder / "best_model.pth", seed=0, tile_px=(128,))
+    return folder
+
+
+SETTINGS = {"workers": 2, "admin_key": KEY, "reload_poll_s": 0.5, "drain_grace_s": 0}
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(folder, folder / "log", SETTINGS) as process:
+        wait_for(lambda: len(ready_workers(process)) == 2)
+        yield process
+
+
+def health(server: ServerProcess) -> dict[str, object]:
+    body: dict[str, object] = httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()
+    return body
+
+
+def ready_workers(server: ServerProcess) -> dict[int, str]:
+    """Process ids of those that serve, and the version of the default model in each."""
+    workers = health(server)["workers"]
+    assert isinstance(workers, dict)
+    return {item["pid"]: item["models"]["best_model"] for item in workers["running"] if item["status"] == "ready"}
+
+
+@pytest.mark.parametrize("kills", counts(short=3, long=20))
+def test_a_killed_worker_loses_its_own_requests_only_and_is_replaced(server: ServerProcess, kills: int) -> None:
+    expected = load_reference(server.weights_dir / "best_model.pth").segment(IMAGE).mask().tobytes()
+    stop = threading.Event()
+    tallies: list[tuple[int, int]] = []
+
+    def keep_asking() -> None:
+        answered = broken = 0
+        while not stop.is_set():
+            with httpx.Client(timeout=TIMEOUT) as client:
+                try:
+                    for _ in range(10):
+                        answer = client.post(f"{server.url}/segment", files={"file": ("x.png", to_png(IMAGE))})
+                        assert answer.status_code == 200, answer.text
+                        assert (decode(answer.content) > 0).tobytes() == expected
+                        answered += 1
+                except httpx.TransportError:
+                    broken += 1
+        tallies.append((answered, broken))
+
+    clients = 4
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(keep_asking) for _ in range(clients)]
+        try:
+            for number in range(kills):
+                wait_for(lambda: len(ready_workers_if_any(server)) == 2)
+                time.sleep(random.Random(number).uniform(0.0, 0.5))
+                os.kill(random.Random(number).choice(sorted(ready_workers_if_any(server))), signal.SIGKILL)
+                wait_for(lambda wanted=number + 1: replaced_if_any(server) >= wanted)  # type: ignore[misc]  # a default binds
+            wait_for(lambda: len(ready_workers_if_any(server)) == 2)
+        finally:
+            stop.set()
+        for future in futures:
+            future.result()
+    answered, broken = map(sum, zip(*tallies, strict=True))
+    assert answered > kills
+    # a client has one request at a time, so a death breaks no more than there are clients
+    assert broken <= kills * clients
+    print(f"{kills} kills: {answered} answered, {broken} broken off with their worker, 0 wrong")
+
+
+def ready_workers_if_any(server: ServerProcess) -> dict[int, str]:
+    """The same, by a connection that may be to the worker that was just killed."""
+    try:
+        return ready_workers(server)
+    except httpx.TransportError:
+        return {}
+
+
+def replaced_if_any(server: ServerProcess) -> int:
+    try:
+        workers = health(server)["workers"]
+    except httpx.TransportError:
+        return 0
+    assert isinstance(workers, dict)
+    return int(workers["replaced"])
+
+
+def test_a_reload_and_the_watcher_reach_every_worker(server: ServerProcess, folder: Path) -> None:
+    assert len(set(ready_workers(server).values())) == 1
+    version = write_weights(folder / "best_model.pth", seed=1, tile_px=(128,))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answer = httpx.post(f"{server.url}/models/best_model/reload", headers=headers, timeout=TIMEOUT)
+    assert (answer.status_code, answer.json()["version"]) == (200, version)
+    for _ in range(20):  # whichever worker answers
+        assert httpx.get(f"{server.url}/models/best_model", timeout=TIMEOUT).json()["version"] == version
+    (folder / "best_model.pth").write_bytes(b"junk")
+    refused = httpx.post(f"{server.url}/models/best_model/reload", headers=headers, timeout=TIMEOUT)
+    assert (refused.status_code, refused.json()["code"]) == (409, "weights_refused")
+    for _ in range(20):
+        assert httpx.get(f"{server.url}/models/best_model", timeout=TIMEOUT).json()["version"] == version
+    version = write_weights(folder / "best_model.pth", seed=2, tile_px=(128,))
+    wait_for(lambda: set(ready_workers(server).values()) == {version})
+
+
+def test_sigterm_drains_every_worker(server: ServerProcess) -> None:  # the last to use that server
+    large = to_png(draw_cells(1500, 1500))
+
+    def segment(_: int) -> int:
+        return httpx.post(f"{server.url}/segment", files={"file": ("x.png", large)}, timeout=TIMEOUT).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        in_flight = [pool.submit(segment, number) for number in range(4)]
+        wait_for(lambda: "maskwell_queue_requests 4.0" in httpx.get(f"{server.url}/metrics", timeout=TIMEOUT).text)
+        server.process.send_signal(signal.SIGTERM)
+        assert [future.result() for future in in_flight] == [200] * 4
+    assert server.wait() == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_workers_that_cannot_start_say_so_once(tmp_path: Path) -> None:
+    (tmp_path / "best_model.pth").write_bytes(b"PK\x03\x04 half a zip")
+    server = ServerProcess(tmp_path, tmp_path / "log", {"workers": 3, "log_level": "error"})
+    server.start()
+    assert server.wait() == 3
+    [line] = server.log.read_text().strip().splitlines()
+    assert "no readable file of weights" in line
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(server.url)
+
+
+def test_workers_whose_supervisor_is_killed_drain_and_end(folder: Path, tmp_path: Path) -> None:
+    with ServerProcess(folder, tmp_path / "log", SETTINGS) as server:
+        workers = ready_workers(server)
+        server.process.kill()
+        server.wait()
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
