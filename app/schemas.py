@@ -2,18 +2,51 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.checkpoint import ModelConfig
 from model.outputs import Output
+from model.source import AXES, Selection, check_axes
 
 INT32_MAX = 2**31 - 1
 
 
-class SegmentQuery(BaseModel):
-    """How to segment; what is left out comes from the model."""
+class ImageQuery(BaseModel):
+    """Which part of the file is meant; what is left out has to follow from the file."""
 
     model_config = ConfigDict(extra="forbid")
+
+    page: int | None = Field(
+        None,
+        ge=0,
+        le=INT32_MAX,
+        description="Which plane of a file that holds several, from 0. With `channel` it counts those of that channel.",
+        examples=[3],
+    )
+    channel: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Which channel: its number from 0, its name where the file has names, or `mean` of all of them. "
+        "Of a picture in colour `red`, `green`, `blue` or `mean`.",
+        examples=["0", "DAPI", "mean"],
+    )
+    axes: Annotated[str, AfterValidator(check_axes)] | None = Field(
+        None,
+        max_length=len(AXES),
+        description="What the axes of the file are, a letter each, where it does not say or says wrongly: "
+        "T time, Z depth, C channel, Y height, X width, S the samples of a colour.",
+        examples=["ZYX", "CYX", "YXS"],
+    )
+    level: int = Field(0, ge=0, le=64, description="Level of a pyramid; 0 is the full resolution.")
+
+    def selection(self) -> Selection:
+        """The same for the reader."""
+        return Selection(self.page, self.channel, self.axes, self.level)
+
+
+class SegmentQuery(ImageQuery):
+    """How to segment; what is left out comes from the model."""
 
     model: str | None = Field(
         None, description="Name of a model; the default one if left out.", examples=["best_model"]
@@ -36,15 +69,10 @@ class SegmentQuery(BaseModel):
         "a row a cell. `all`: a zip of all of these. `view`: a zip of what shows the cells, the image in 8 bits, mask, "
         "probability and labels. The numbers of the cells are the same in each.",
     )
-    page: int | None = Field(None, ge=0, le=INT32_MAX, description="Which plane of a file that holds several, from 0.")
 
 
-class PreviewQuery(BaseModel):
+class PreviewQuery(ImageQuery):
     """Which picture to show."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    page: int | None = Field(None, ge=0, le=INT32_MAX, description="Which plane of a file that holds several, from 0.")
 
 
 class Problem(BaseModel):

@@ -17,11 +17,11 @@ from app.metrics import Metrics
 from app.notes import current_notes
 from app.peers import Beat, Peers
 from app.registry import Model, Registry
-from app.schemas import FileProblem, PreviewQuery, SegmentQuery, Status
+from app.schemas import FileProblem, ImageQuery, PreviewQuery, SegmentQuery, Status
 from app.settings import Settings
 from app.uploads import Upload, UploadBudget
 from model.errors import SegmentationError
-from model.images import ImageHeader, decode_image, encode_png, inspect_image, to_display
+from model.images import ImageHeader, encode_png, inspect_image, open_image, to_display
 from model.outputs import NEEDS_IMAGE, SUFFIXES, encode_output
 from model.tiling import Stitcher, plan_tiles
 from model.types import Image
@@ -159,7 +159,7 @@ class Service:
             ImageError: of any kind.
             RequestError: the queue is full, the deadline passed, ...
         """
-        header = await self._inspect(upload)
+        header = await self._inspect(upload, query)
         with self.admission.reserve(header.height * header.width, _work_px(model, header)) as reservation:
             return await self._process(upload, header, query, model, reservation)
 
@@ -170,7 +170,7 @@ class Service:
             QueueFullError: no room for the batch as a whole.
         """
         problems: dict[int, Exception] = {}
-        headers = await self._inspect_all(uploads, problems)
+        headers = await self._inspect_all(uploads, query, problems)
         pixels = sum(header.height * header.width for header in headers.values())
         work_px = sum(_work_px(model, header) for header in headers.values())
         window = asyncio.Semaphore(BATCH_WINDOW)
@@ -210,7 +210,7 @@ class Service:
             RequestError: the queue is full, the deadline passed.
         """
         started_at = time.perf_counter()
-        header = await self._inspect(upload)
+        header = await self._inspect(upload, query)
         pixels = header.height * header.width
         lane = self._lane(pixels)
         with self.admission.reserve(pixels, work_px=0):
@@ -225,17 +225,20 @@ class Service:
         notes.add_stage("encode", timing.encode, ended_at)
         return Result(body, "image/png", {}, timing + Timing(queue=queue_s))
 
-    async def _inspect(self, upload: Upload) -> ImageHeader:
-        return await self._small.run(inspect_image, upload.data, max_pixels=self.settings.max_pixels)
+    async def _inspect(self, upload: Upload, query: ImageQuery) -> ImageHeader:
+        max_pixels = self.settings.max_pixels
+        return await self._small.run(inspect_image, upload.data, query.selection(), max_pixels=max_pixels)
 
-    async def _inspect_all(self, uploads: Sequence[Upload], problems: dict[int, Exception]) -> dict[int, ImageHeader]:
+    async def _inspect_all(
+        self, uploads: Sequence[Upload], query: ImageQuery, problems: dict[int, Exception]
+    ) -> dict[int, ImageHeader]:
         """Headers by index of what can be taken on; the rest goes into `problems`."""
         headers: dict[int, ImageHeader] = {}
         most_pixels = max(self.settings.max_queue_pixels, self.settings.max_pixels)
         pixels = 0
         for index, upload in enumerate(uploads):
             try:
-                header = await self._inspect(upload)
+                header = await self._inspect(upload, query)
             except SegmentationError as error:
                 problems[index] = error
                 continue
@@ -298,7 +301,8 @@ class Service:
 
 def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) -> _Prepared:
     started_at = time.perf_counter()
-    image = decode_image(data, max_pixels=max_pixels, page=query.page).pixels
+    with open_image(data, query.selection(), max_pixels=max_pixels) as source:
+        image = source.read()
     stitcher = model.segmenter.start(image)
     kept = image if query.output in NEEDS_IMAGE else None
     return _Prepared(stitcher, kept, time.perf_counter() - started_at)
@@ -306,7 +310,8 @@ def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) ->
 
 def _draw_preview(data: bytes, max_pixels: int, query: PreviewQuery) -> tuple[bytes, Timing]:
     started_at = time.perf_counter()
-    image = decode_image(data, max_pixels=max_pixels, page=query.page).pixels
+    with open_image(data, query.selection(), max_pixels=max_pixels) as source:
+        image = source.read()
     decoded_at = time.perf_counter()
     body = encode_png(to_display(image), {"Software": "Maskwell"})
     return body, Timing(decode=decoded_at - started_at, encode=time.perf_counter() - decoded_at)

@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from client.api import DEFAULT_URL, SUFFIXES, AsyncClient, Client, ClientError, Output, ServiceError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy",
+    ".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk", ".svs",
+)  # fmt: skip
 JOBS = 4
 
 

@@ -26,7 +26,10 @@ T = TypeVar("T")
     openapi_extra=form_body("file", several=False),
 )
 async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> Response:
-    """Send a PNG, JPEG, TIFF, BMP or WebP in the form field `file`; get the result in the same height and width."""
+    """Send an image in the form field `file`; get the result in the same height and width.
+
+    PNG, JPEG, TIFF, BMP, WebP and NumPy's .npy are read.
+    """
     _refuse_repeats(request)
     service: Service = request.app.state.service
     model = service.registry.get(query.model)

@@ -19,7 +19,7 @@ import app
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
-from model.images import decode_image, inspect_image
+from model.images import open_image
 from tests.e2e.kit import ROOT, draw_cells, promise_png, to_png, wait_for
 
 IMAGE = to_png(draw_cells(60, 80))
@@ -70,7 +70,7 @@ def test_an_unforeseen_error_is_logged_and_not_shown(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a secret of the house")
 
-    monkeypatch.setattr("app.service.decode_image", fail)
+    monkeypatch.setattr("app.service.open_image", fail)
     answer = client.post("/segment", files={"file": ("x.png", IMAGE)}, headers={"X-Request-ID": "r-1"})
     assert (answer.status_code, answer.json()["code"], answer.headers["x-request-id"]) == (500, "internal_error", "r-1")
     assert "secret" not in answer.text
@@ -82,14 +82,13 @@ def test_an_unforeseen_error_is_logged_and_not_shown(
 def test_an_unforeseen_error_on_one_file_of_a_batch_spares_the_others(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = decode_image
-
-    def fail_for_wide(data: bytes, **options: Any) -> Any:
-        if inspect_image(data).width == 81:
+    def fail_for_wide(data: bytes, *arguments: Any, **options: Any) -> Any:
+        source = open_image(data, *arguments, **options)
+        if source.width == 81:
             raise RuntimeError("a secret of the house")
-        return honest(data, **options)
+        return source
 
-    monkeypatch.setattr("app.service.decode_image", fail_for_wide)
+    monkeypatch.setattr("app.service.open_image", fail_for_wide)
     files = [("files", ("a.png", IMAGE)), ("files", ("b.png", to_png(draw_cells(60, 81))))]
     answer = client.post("/segment/batch", files=files)
     assert answer.status_code == 200

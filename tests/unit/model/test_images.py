@@ -30,6 +30,7 @@ from model.images import (
     inspect_image,
     read_image,
 )
+from model.source import Selection
 
 Pixels = npt.NDArray[Any]
 
@@ -497,10 +498,10 @@ def test_the_limit_is_height_times_width_to_the_pixel() -> None:
     ],
 )
 def test_the_header_tells_size_and_format(kind: str, data: bytes) -> None:
-    header = inspect_image(data, max_pixels=16 * 18)
+    header = inspect_image(data, Selection(page=0), max_pixels=16 * 18)
     assert (header.height, header.width, header.format) == (16, 18, kind)
     with pytest.raises(ImageTooLargeError, match="18 x 16 px"):
-        inspect_image(data, max_pixels=16 * 18 - 1)
+        inspect_image(data, Selection(page=0), max_pixels=16 * 18 - 1)
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,576 @@
+"""TIFF by tifffile: which planes and axes a file has, how large its pixels are, and one plane at a time."""
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image as PillowImage
+
+from model.errors import AmbiguousAxesError, ImageError, ImageTooLargeError, UndecodableImageError
+from model.source import (
+    MAX_BYTES_A_PIXEL,
+    MAX_PLANES,
+    ArrayStore,
+    Contents,
+    PixelSize,
+    PlaneStore,
+    Selection,
+    check_plane,
+    check_size,
+    fit_axes,
+)
+from model.types import Image
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_JPEG: tuple[int, ...] = (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG)
+_PICTURES_IN_TIFF: tuple[int, ...] = (
+    *_JPEG,
+    tifffile.COMPRESSION.WEBP,
+    tifffile.COMPRESSION.JPEG2000,
+    tifffile.COMPRESSION.APERIO_JP2000_RGB,
+)
+# Those whose memory is bounded by the size of the tile, or can be checked (_check_segments).
+COMPRESSIONS: tuple[int, ...] = (
+    *_PICTURES_IN_TIFF,
+    tifffile.COMPRESSION.NONE,
+    tifffile.COMPRESSION.LZW,
+    tifffile.COMPRESSION.PACKBITS,
+    tifffile.COMPRESSION.ADOBE_DEFLATE,
+    tifffile.COMPRESSION.DEFLATE,
+    tifffile.COMPRESSION.LZMA,
+    tifffile.COMPRESSION.ZSTD,
+    tifffile.COMPRESSION.CCITTRLE,
+    tifffile.COMPRESSION.CCITT_T4,
+    tifffile.COMPRESSION.CCITT_T6,
+)
+_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # others: 1
+# Pictures that slide scanners keep beside the slide.
+_BESIDES = ("Thumbnail", "Label", "Macro", "Map")
+
+_UM = {
+    "pm": 1e-6, "å": 1e-4, "angstrom": 1e-4, "nm": 1e-3, "nanometer": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0,
+    "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4,
+    "dm": 1e5, "m": 1e6, "meter": 1e6, "in": 25_400.0, "inch": 25_400.0,
+}  # fmt: skip
+_SECONDS = {
+    "ns": 1e-9,
+    "µs": 1e-6,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "msec": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+}
+# The tags of plain TIFF say the dots of a screen or printer as often as a length. No screen or printer is as fine as
+# 2540 dots an inch, and hardly a camera on a microscope is coarser.
+COARSEST_UM = 10.0
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The planes of a series, the axes on which they lie, and all its axes."""
+
+    axes: str
+    sizes: tuple[int, ...]
+    full_axes: str
+    store: PlaneStore
+
+    @property
+    def n_planes(self) -> int:
+        return math.prod(self.sizes)
+
+
+def open_tiff(data: bytes, selection: Selection, *, max_pixels: int) -> Contents:
+    """Look into a TIFF; its pixels stay where they are.
+
+    Axes, channel names and pixel size come from OME-XML, the description of ImageJ or tifffile, or those of microscopes
+    and slide scanners that tifffile knows. Samples of a pixel that are neither colours nor alpha are channels.
+    Thumbnails, labels of slides and masks of transparency are no planes; the smaller pictures of a pyramid are levels.
+
+    Raises:
+        AmbiguousAxesError: `selection.axes` does not fit the file.
+        ImageError: no such level, or not a file that is read.
+    """
+    _check_directories(data)
+    # Of the formats that spread an image over several files only what is in this one is read: a path that an upload
+    # names is not to be opened.
+    tiff = tifffile.TiffFile(io.BytesIO(data), _multifile=False, is_mmstack=False, is_ndtiff=False)
+    series = [_at_level(each, selection.level) for each in _main_series(tiff)]
+    n_planes = sum(each.size // max(each.keyframe.imagelength * each.keyframe.imagewidth, 1) for each in series)
+    if n_planes > MAX_PLANES:
+        raise ImageTooLargeError(f"a TIFF of more than {MAX_PLANES:,} planes")
+    alike = len({(each.axes, each.shape, each.dtype, each.keyframe.photometric) for each in series}) == 1
+    if selection.axes is not None and not alike:
+        raise AmbiguousAxesError(f"axes={selection.axes} is for one array; this is a TIFF with {len(series)} images")
+    first = series[0]
+    opened = [_open_series(each, data, selection.axes, max_pixels, tiff) for each in series]
+    one, store = opened[0], opened[0].store
+    axes, sizes = one.axes, one.sizes
+    found = f"TIFF with axes {first.axes} of shape {first.shape}"
+    if len(series) > 1:
+        found = f"TIFF with {len(series)} images"
+        store = _SeveralStores(opened, tiff)
+        axes, sizes = "I", (sum(each.n_planes for each in opened),)
+        if alike:
+            axes, sizes = f"I{one.axes}", (len(series), *one.sizes)
+    return Contents(
+        "TIFF",
+        found,
+        axes,
+        sizes,
+        store,
+        full_axes=one.full_axes if len(series) == 1 else "",
+        pixel_size=_scale(_read_pixel_size(tiff), series[0], _main_series(tiff)[0]),
+        channel_names=_read_channel_names(tiff, sizes[axes.index("C")]) if "C" in axes else (),
+    )
+
+
+def _at_level(series: tifffile.TiffPageSeries, level: int) -> tifffile.TiffPageSeries:
+    n_levels = len(series.levels)
+    if not 0 <= level < n_levels:
+        allowed = "level 0 alone" if n_levels == 1 else f"levels 0 to {n_levels - 1}"
+        raise ImageError(f"level {level}; the file has {allowed}")
+    return series.levels[level]
+
+
+def _main_series(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
+    """The images in the file but for thumbnails and masks of transparency."""
+    if tiff.is_ome:
+        try:
+            pixels = _ome_pixels(tiff)
+        except ElementTree.ParseError:
+            tiff.is_ome = False  # the pages speak for themselves
+        else:
+            if sum(math.prod(int(each.get(f"Size{axis}", 1)) for axis in "CZT") for each in pixels) > MAX_PLANES:
+                raise ImageTooLargeError(f"a TIFF of more than {MAX_PLANES:,} planes, as its OME-XML says")
+    main = [each for each in tiff.series if not each.keyframe.subfiletype & 0b101 and each.name not in _BESIDES]
+    if not main:
+        raise UndecodableImageError("the TIFF holds no image")
+    return main
+
+
+def _ome_pixels(tiff: tifffile.TiffFile) -> list[ElementTree.Element]:
+    xml = tiff.pages.first.description
+    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
+        raise UndecodableImageError("OME-XML with a document type or entities, which none needs, is not read")
+    return [element for element in ElementTree.fromstring(xml).iter() if element.tag.endswith("}Pixels")]
+
+
+def _open_series(
+    series: tifffile.TiffPageSeries, data: bytes, given: str | None, max_pixels: int, tiff: tifffile.TiffFile
+) -> _Opened:
+    """Its planes, and the axes on which they lie."""
+    page = series.keyframe
+    _check_kind(page)
+    if page.imagedepth > 1:
+        raise AmbiguousAxesError(f"a TIFF volume {page.imagedepth} px deep in one page; one page a plane is needed")
+    is_colour = _is_colour(page)
+    axes, sizes = series.axes, series.shape
+    letters = axes
+    if given is not None:
+        found = f"TIFF with axes {axes} of shape {sizes}"
+        all_axes, all_sizes = series.get_axes(False), series.get_shape(False)  # those of length 1 too
+        if len(given) != len(sizes) and len(given) in (len(all_axes), len(all_axes.rstrip("S"))):
+            axes, sizes = all_axes[: len(given)], all_sizes[: len(given)]
+        letters = fit_axes(given, sizes, found)
+    # the pages' own axes come last: Y, X and the samples
+    inner = [axis for axis in ("Y", "X", "S") if axis in axes]
+    in_place = (
+        all(axes.count(axis) == 1 for axis in inner)
+        and sorted(axes[len(axes) - len(inner) :]) == sorted(inner)
+        and [sizes[axes.index("Y")], sizes[axes.index("X")]] == [page.imagelength, page.imagewidth]
+        and all(letters[axes.index(axis)] == axis for axis in "YX")
+        and ("S" not in letters or letters.index("S") == axes.find("S"))
+    )
+    if not in_place:
+        dtype = np.dtype(series.dtype)
+
+        def load() -> npt.NDArray[Any]:
+            if math.prod(sizes) * dtype.itemsize > max_pixels * MAX_BYTES_A_PIXEL:
+                raise ImageTooLargeError(f"its axes in this order need all of it at once: {math.prod(sizes):,} values")
+            for each in series.pages:
+                if each is None:
+                    raise ImageError("a plane is missing from the file")
+                _check_segments(each, len(data))
+            return np.asarray(series.asarray()).reshape(sizes)
+
+        array = ArrayStore(load, letters, sizes, dtype)
+        return _Opened(array.outer_axes, array.outer_sizes, letters, _Closing(array, tiff))
+    outer = [(letter, size) for letter, axis, size in zip(letters, axes, sizes, strict=True) if axis not in "YXS"]
+    samples = page.samplesperpixel
+    sample_letter = letters[axes.index("S")] if "S" in axes else None
+    if given is not None and sample_letter == "S" and samples > 1:
+        if samples not in (3, 4):
+            raise AmbiguousAxesError(f"axes={given}: S is the axis of colour, 3 or 4 long, and not {samples}")
+        is_colour = True
+    elif given is not None and sample_letter is not None:
+        is_colour = False
+    n_alpha = sum(int(extra) in (1, 2) for extra in page.extrasamples)
+    # samples beside each other that are neither colours nor alpha are channels, each a plane of its own
+    n_channels = 1 if is_colour else max(samples - n_alpha, 1)
+    store = _TiffStore(tiff, series, data, n_channels, is_colour)
+    if n_channels > 1:
+        letter = "C" if sample_letter in (None, "S") else sample_letter
+        taken = any(letter == other for other, _ in outer)
+        outer.append(("Q" if taken or letter is None else letter, n_channels))
+    outer = [(letter, size) for letter, size in outer if size > 1]
+    full = letters.replace("S", "C") if n_channels > 1 and "C" not in letters else letters
+    return _Opened("".join(letter for letter, _ in outer), tuple(size for _, size in outer), full, store)
+
+
+def _is_colour(page: tifffile.TiffPage) -> bool:
+    # JPEG's own colours are RGB once decoded
+    colour = tifffile.PHOTOMETRIC
+    return page.photometric == colour.RGB or (page.photometric == colour.YCBCR and page.compression in _JPEG)
+
+
+def _check_kind(page: tifffile.TiffPage) -> None:
+    """Refuse compressions and colours that are not read."""
+    if page.compression not in COMPRESSIONS:
+        raise UndecodableImageError(f"TIFF compression {_name(page.compression)} is not read")
+    colour = tifffile.PHOTOMETRIC
+    allowed = (colour.MINISBLACK, colour.MINISWHITE, colour.PALETTE, colour.MASK)
+    if not _is_colour(page) and page.photometric not in allowed:
+        raise UndecodableImageError(f"TIFF colours {_name(page.photometric)} are not read; grey, RGB and palette are")
+
+
+class _TiffStore:
+    """The planes of one series: its pages, and in them the samples that are channels."""
+
+    def __init__(
+        self, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, data: bytes, n_channels: int, is_colour: bool
+    ) -> None:
+        self._tiff, self._series, self._data = tiff, series, data
+        self._n_channels, self._is_colour = n_channels, is_colour
+        page = series.keyframe
+        self._page = page
+        self._n_in_series = series.size // max(page.imagelength * page.imagewidth * page.samplesperpixel, 1)
+        # A colour map in a file of ImageJ's says how to look at grey levels, which are what was measured.
+        palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None
+        self._palette = palette and not tiff.is_imagej
+        self._checked = False
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        samples = self._page.samplesperpixel if self._is_colour else 3 if self._palette else 1
+        return self._page.imagelength, self._page.imagewidth, samples
+
+    def check(self, index: int, max_pixels: int) -> None:
+        if self._checked:
+            return
+        page = self._page
+        samples = page.samplesperpixel
+        check_size(page.imagelength, page.imagewidth, max_pixels)
+        if page.is_tiled:  # each is unpacked whole, however little of it lies in the image
+            check_size(page.tilelength, page.tilewidth, max_pixels)
+        dtype = None if page.dtype is None else np.dtype(page.dtype)
+        check_plane(page.imagelength, page.imagewidth, samples, dtype, max_pixels)
+        if self._is_colour and samples not in (3, 4):
+            raise AmbiguousAxesError(f"{samples} samples a pixel, called RGB; allowed are 3 (RGB) and 4 (RGBA)")
+        if len(self._series) != self._n_in_series and self._contiguous_at() is None:
+            # several planes packed into one page are unpacked together
+            check_size(page.imagelength * self._n_in_series, page.imagewidth, max_pixels)
+        self._checked = True
+
+    def read(self, index: int) -> Image:
+        return self.read_rows(index, 0, self._page.imagelength)
+
+    def read_rows(self, index: int, start: int, stop: int) -> Image:
+        page = self._page
+        height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+        number, sample = divmod(index, self._n_channels)
+        pixels: Image = self._read_page(number)
+        if samples > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+            pixels = np.moveaxis(pixels.reshape(samples, height, width), 0, -1)
+        pixels = pixels.reshape(height, width, samples)[start:stop]
+        if not self._is_colour:
+            pixels = pixels[:, :, sample]
+        if self._palette:
+            return np.ascontiguousarray(np.moveaxis(np.asarray(page.colormap), 0, -1)[pixels])
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            pixels = -pixels if pixels.dtype.kind == "f" else ~pixels
+        if page.bitspersample < 8 and pixels.dtype == np.uint8:  # 2 or 4 bits to the full range, as in other formats
+            top = 2**page.bitspersample - 1
+            pixels = (pixels & top) * np.uint8(255 // top)
+        return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+    def close(self) -> None:
+        self._tiff.close()
+
+    def _contiguous_at(self) -> int | None:
+        """Where the pixels of all planes lie one after another as they are."""
+        page = self._page
+        if page.compression != tifffile.COMPRESSION.NONE or page.bitspersample % 8 or page.predictor != 1:
+            return None
+        if page.is_tiled:
+            return None
+        offset: int | None = self._series.dataoffset
+        return offset
+
+    def _read_page(self, number: int) -> Image:
+        page = self._page
+        if len(self._series) == self._n_in_series:
+            selected = self._series[number]
+            if selected is None:
+                raise ImageError(f"plane {number} is missing from the file")
+            _check_segments(selected, len(self._data))
+            whole: Image = np.asarray(selected.asarray())
+            return whole
+        start = self._contiguous_at()
+        if start is not None:  # ImageJ and tifffile write one page for a whole stack
+            dtype = np.dtype(page.dtype).newbyteorder(self._tiff.byteorder)
+            count = page.imagelength * page.imagewidth * page.samplesperpixel
+            start += number * count * dtype.itemsize
+            end = start + count * dtype.itemsize
+            if end > len(self._data):
+                raise UndecodableImageError(f"the TIFF is cut short: it needs {end:,} bytes, found {len(self._data):,}")
+            stored: Image = np.frombuffer(self._data, dtype, count=count, offset=start)
+            return stored
+        _check_segments(page, len(self._data))
+        planes: Image = np.asarray(self._series.asarray()).reshape(self._n_in_series, *page.shape)
+        return np.asarray(planes[number])
+
+
+class _SeveralStores:
+    """The planes of several series, one after the other."""
+
+    def __init__(self, opened: Sequence[_Opened], tiff: tifffile.TiffFile) -> None:
+        self._opened, self._tiff = opened, tiff
+
+    def _find(self, index: int) -> tuple[PlaneStore, int]:
+        for each in self._opened:
+            if index < each.n_planes:
+                return each.store, index
+            index -= each.n_planes
+        raise IndexError(index)
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        store, local = self._find(index)
+        return store.shape(local)
+
+    def check(self, index: int, max_pixels: int) -> None:
+        store, local = self._find(index)
+        store.check(local, max_pixels)
+
+    def read(self, index: int) -> Image:
+        store, local = self._find(index)
+        return store.read(local)
+
+    def read_rows(self, index: int, start: int, stop: int) -> Image:
+        store, local = self._find(index)
+        return store.read_rows(local, start, stop)
+
+    def close(self) -> None:
+        self._tiff.close()
+
+
+@dataclass(frozen=True)
+class _Closing:
+    """An array's planes, and the file that they come from."""
+
+    array: ArrayStore
+    tiff: tifffile.TiffFile
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        return self.array.shape(index)
+
+    def check(self, index: int, max_pixels: int) -> None:
+        self.array.check(index, max_pixels)
+
+    def read(self, index: int) -> Image:
+        return self.array.read(index)
+
+    def read_rows(self, index: int, start: int, stop: int) -> Image:
+        return self.array.read_rows(index, start, stop)
+
+    def close(self) -> None:
+        self.array.close()
+        self.tiff.close()
+
+
+# --- pixel size and names -------------------------------------------------------------------------------------------
+
+
+def _scale(size: PixelSize | None, level: tifffile.TiffPageSeries, full: tifffile.TiffPageSeries) -> PixelSize | None:
+    if size is None or level is full:
+        return size
+    return size.scaled(
+        full.keyframe.imagewidth / level.keyframe.imagewidth, full.keyframe.imagelength / level.keyframe.imagelength
+    )
+
+
+def _read_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
+    """From the first of OME-XML, ImageJ's description, a slide scanner's, and the resolution tags that says one."""
+    if tiff.is_ome:
+        sizes = {_ome_pixel_size(pixels) for pixels in _ome_pixels(tiff)}
+        return sizes.pop() if len(sizes) == 1 else None
+    per_unit = _resolution(tiff.pages.first)
+    if tiff.is_imagej:
+        about = tiff.imagej_metadata or {}
+        unit = _um(str(about.get("unit", "")).encode().decode("unicode_escape", "ignore"))
+        if unit is None or per_unit is None:
+            return None
+        spacing = _positive(about.get("spacing"))
+        return PixelSize(
+            unit / per_unit[0],
+            unit / per_unit[1],
+            z_um=None if spacing is None else spacing * unit,
+            frame_s=_scaled(about.get("finterval"), _SECONDS.get(str(about.get("tunit", "s")).strip().lower())),
+        )
+    if tiff.is_svs:
+        match = re.search(r"\bMPP *= *([0-9.]+)", tiff.pages.first.description)
+        mpp = _positive(match.group(1)) if match else None
+        return None if mpp is None else PixelSize(mpp, mpp)
+    unit = {2: _UM["inch"], 3: _UM["cm"]}.get(int(tiff.pages.first.resolutionunit))
+    if unit is None or per_unit is None:
+        return None
+    x_um, y_um = unit / per_unit[0], unit / per_unit[1]
+    return PixelSize(x_um, y_um) if max(x_um, y_um) < COARSEST_UM else None
+
+
+def _ome_pixel_size(pixels: ElementTree.Element) -> PixelSize | None:
+    def length(axis: str) -> float | None:
+        return _scaled(pixels.get(f"PhysicalSize{axis}"), _um(pixels.get(f"PhysicalSize{axis}Unit", "µm")))
+
+    x_um, y_um = length("X"), length("Y")
+    if x_um is None or y_um is None:
+        return None
+    frame_s = _scaled(pixels.get("TimeIncrement"), _SECONDS.get(pixels.get("TimeIncrementUnit", "s")))
+    return PixelSize(x_um, y_um, length("Z"), frame_s)
+
+
+def _resolution(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    """Pixels in a unit of length, across and down."""
+    values = []
+    for name in ("XResolution", "YResolution"):
+        tag = page.tags.get(name)
+        numerator, denominator = tag.value if tag is not None and isinstance(tag.value, tuple) else (0, 1)
+        values.append(_positive(numerator / denominator if denominator else None))
+    x, y = values
+    return None if x is None or y is None else (x, y)
+
+
+def _um(unit: str) -> float | None:
+    """Micrometres in a unit of length; None for another, such as pixels."""
+    return _UM.get(unit.strip().lower().replace("\u03bc", "µ"))
+
+
+def _scaled(value: object, factor: float | None) -> float | None:
+    number = _positive(value)
+    return None if number is None or factor is None else number * factor
+
+
+def _positive(value: object) -> float | None:
+    try:
+        number = float(value)  # type: ignore[arg-type]  # that it may be no number is what is asked
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < math.inf else None
+
+
+def _read_channel_names(tiff: tifffile.TiffFile, count: int) -> tuple[str, ...]:
+    """As many as there are channels, or none."""
+    if tiff.is_ome:
+        named = {
+            tuple(each.get("Name", "") for each in pixels if each.tag.endswith("}Channel"))
+            for pixels in _ome_pixels(tiff)
+        }
+        names = named.pop() if len(named) == 1 else ()
+    elif tiff.is_imagej:  # labels of slices; where there are as many as channels they are theirs
+        labels = (tiff.imagej_metadata or {}).get("Labels") or ()
+        names = tuple(str(label) for label in ([labels] if isinstance(labels, str) else labels))
+    else:
+        names = ()
+    return names if len(names) == count and all(names) else ()
+
+
+# --- what forbids reading -------------------------------------------------------------------------------------------
+
+
+def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, n_bytes: int) -> None:
+    """Refuse a page whose strips or tiles lie beyond the end of the file, or unpack to more than they are to hold."""
+    keyframe = page.keyframe
+    if keyframe is None:
+        raise UndecodableImageError("the TIFF has a page of no known size")
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if offset + count > n_bytes:
+            raise UndecodableImageError(f"the TIFF is cut short: it needs {offset + count:,} bytes, found {n_bytes:,}")
+        if keyframe.compression in _PICTURES_IN_TIFF and count:
+            # these have a header of their own, and it is what the decoder sets memory aside by
+            page.parent.filehandle.seek(offset)
+            segment = io.BytesIO(page.parent.filehandle.read(count))
+            with PillowImage.open(segment, formats=("JPEG", "WEBP", "JPEG2000")) as picture:
+                width, height = picture.size
+            allowed = max(keyframe.chunks[-2:]) if keyframe.is_tiled else max(keyframe.shape)
+            if max(width, height) > max(allowed, 16):
+                raise UndecodableImageError(f"a tile of the TIFF holds {width} x {height} px, more than it should")
+
+
+def _check_directories(data: bytes) -> None:
+    """Walk the pages and those below them: no loops, and no more pages, tags and bytes in tags than an honest file has.
+
+    tifffile takes the word of a file for all of these, and a small one can keep it busy for hours.
+    """
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    big = int.from_bytes(data[2:4], order) == 43
+    count_size, entry_size, offset_size = (8, 20, 8) if big else (2, 12, 4)
+
+    def number(position: int, size: int) -> int:
+        if position + size > len(data):
+            raise UndecodableImageError(f"the TIFF is cut short: it needs {position + size:,} bytes, has {len(data):,}")
+        return int.from_bytes(data[position : position + size], order)
+
+    def sub_offsets(entry: int, count: int) -> Iterator[int]:
+        size = _TYPE_BYTES.get(number(entry + 2, 2), 1)
+        at = entry + entry_size - offset_size
+        at = at if count * size <= offset_size else number(at, offset_size)
+        return (number(at + index * size, size) for index in range(count))
+
+    seen, below, n_tags, tag_bytes = set[int](), list[int](), 0, 0
+
+    def walk(offset: int) -> int:
+        """Check one page; returns where the next one is said to be."""
+        nonlocal n_tags, tag_bytes
+        seen.add(offset)
+        n = number(offset, count_size)
+        n_tags += n
+        end = offset + count_size + n * entry_size
+        next_offset = number(end, offset_size)
+        if len(seen) > MAX_PLANES or n_tags > MAX_PLANES * 50:
+            raise ImageTooLargeError(f"a TIFF of more than {MAX_PLANES:,} pages")
+        for entry in range(offset + count_size, end, entry_size):
+            count = number(entry + 4, offset_size)
+            size = count * _TYPE_BYTES.get(number(entry + 2, 2), 1)
+            tag_bytes += size
+            if offset_size < size <= len(data):  # of more the limit below speaks
+                number(number(entry + entry_size - offset_size, offset_size) + size - 1, 1)
+            if number(entry, 2) == 330:  # SubIFDs
+                if len(below) + count > MAX_PLANES:
+                    raise ImageTooLargeError(f"a TIFF of more than {MAX_PLANES:,} pages")
+                below.extend(sub_offsets(entry, count))
+        if tag_bytes > 2 * len(data) + 2**16:
+            raise UndecodableImageError("the TIFF is damaged: its tags claim more bytes than it has")
+        return next_offset
+
+    offset = number(8 if big else 4, offset_size)
+    while offset:
+        if offset in seen:
+            raise UndecodableImageError("the pages of the TIFF form a loop")
+        offset = walk(offset)
+    while below:  # tifffile reads these one by one, and does not follow them to the next
+        offset = below.pop()
+        if offset and offset not in seen:
+            walk(offset)
+
+
+def _name(value: object) -> str:
+    return getattr(value, "name", None) or str(value)

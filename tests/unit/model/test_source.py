@@ -1,0 +1,199 @@
+"""Which planes, axes and channels a selection means, and what is refused because nothing says it."""
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tifffile
+
+from model.errors import AmbiguousAxesError, ImageError, ImageTooLargeError, UndecodableImageError
+from model.images import decode_image, inspect_image, open_image
+from model.source import PixelSize, Selection, check_axes
+
+RNG = np.random.default_rng(1)
+STACK: npt.NDArray[Any] = RNG.integers(0, 65536, (2, 3, 4, 16, 18)).astype(np.uint16)  # T Z C Y X
+RGB: npt.NDArray[Any] = RNG.integers(0, 256, (16, 18, 3)).astype(np.uint8)
+
+
+def as_tiff(pixels: npt.NDArray[Any], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+def as_npy(pixels: npt.NDArray[Any], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+KINDS: dict[str, bytes] = {
+    "imagej": as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"}),
+    "imagej zlib": as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"}, compression="zlib"),
+    "imagej big-endian": as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"}, byteorder=">"),
+    "ome": as_tiff(STACK, ome=True, metadata={"axes": "TZCYX"}),
+    "tifffile": as_tiff(STACK, photometric="minisblack", metadata={"axes": "TZCYX"}),
+}
+GIVEN: dict[str, bytes] = {
+    "plain": as_tiff(STACK, photometric="minisblack"),
+    "npy": as_npy(STACK),
+    "npy fortran": as_npy(np.asfortranarray(STACK)),
+    "npy big-endian": as_npy(STACK.astype(">u2")),
+    "another name": as_tiff(STACK, photometric="minisblack", metadata={"axes": "CTZYX"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "axes"), [(data, None) for data in KINDS.values()] + [(data, "TZCYX") for data in GIVEN.values()],
+    ids=[*KINDS, *GIVEN],
+)  # fmt: skip
+def test_a_channel_and_a_page_of_it_are_that_plane(data: bytes, axes: str | None) -> None:
+    for channel, page in ((0, 0), (2, 0), (3, 5), ("1", 4)):
+        found = decode_image(data, channel=channel, page=page, axes=axes)
+        assert found.pixels.dtype == np.uint16
+        np.testing.assert_array_equal(found.pixels, STACK[page // 3, page % 3, int(channel)])
+    mean = decode_image(data, channel="mean", page=4, axes=axes).pixels
+    assert mean.dtype == np.uint16
+    np.testing.assert_array_equal(mean, np.rint(STACK[1, 1].mean(axis=0)))
+    # without a channel all planes count
+    np.testing.assert_array_equal(decode_image(data, page=23, axes=axes).pixels, STACK[1, 2, 3])
+    with pytest.raises(ImageError, match="page 6; the file has pages 0 to 5"):
+        decode_image(data, channel=0, page=6, axes=axes)
+    with pytest.raises(ImageError, match="channel 4; the image has the channels 0 to 3, and their mean"):
+        decode_image(data, channel=4, page=0, axes=axes)
+    with pytest.raises(AmbiguousAxesError, match=r"24 planes; .* page=0 to page=23; or one of the 4 channels"):
+        decode_image(data, axes=axes)
+    with pytest.raises(AmbiguousAxesError, match=r"6 planes; .* page=0 to page=5"):
+        decode_image(data, channel="mean", axes=axes)
+
+
+@pytest.mark.parametrize("axes", ["YXC", "CYX", "XYC", "YCX"])
+@pytest.mark.parametrize("kind", ["tiff", "zlib", "npy"])
+def test_axes_in_any_order_give_the_very_channel(axes: str, kind: str) -> None:
+    channels = STACK[0, 0]  # C Y X
+    stored = np.ascontiguousarray(channels.transpose(["CYX".index(letter) for letter in axes]))
+    options = {"photometric": "minisblack", "compression": "zlib" if kind == "zlib" else None}
+    data = as_npy(stored) if kind == "npy" else as_tiff(stored, **options)
+    for channel in range(4):
+        np.testing.assert_array_equal(decode_image(data, axes=axes, channel=channel).pixels, channels[channel])
+    assert (inspect_image(data, Selection(axes=axes, channel=0)).height, len(channels)) == (16, 4)
+
+
+def test_colour_is_said_by_s_and_channels_by_c() -> None:
+    for data in (as_npy(RGB), as_tiff(RGB, photometric="minisblack", planarconfig="contig")):
+        with pytest.raises(AmbiguousAxesError, match=r"axes|channel"):
+            decode_image(data)
+        np.testing.assert_array_equal(decode_image(data, axes="YXS").pixels, RGB)
+        np.testing.assert_array_equal(decode_image(data, axes="YXC", channel=1).pixels, RGB[:, :, 1])
+    with pytest.raises(AmbiguousAxesError, match="axes=YXS for colour"):
+        decode_image(as_npy(RGB))
+    planes = as_tiff(np.moveaxis(RGB, 2, 0), photometric="minisblack")
+    np.testing.assert_array_equal(decode_image(planes, axes="SYX").pixels, RGB)
+
+
+def test_a_channel_of_a_picture_in_colour_goes_by_its_number_or_its_name() -> None:
+    data = as_tiff(RGB, photometric="rgb")
+    for channel, index in ((0, 0), ("2", 2), ("green", 1), ("Blue", 2)):
+        np.testing.assert_array_equal(decode_image(data, channel=channel).pixels, RGB[:, :, index])
+    np.testing.assert_array_equal(decode_image(data, channel="mean").pixels, np.rint(RGB.mean(axis=2)))
+    with pytest.raises(ImageError, match=r"channel 3; .* 0 to 2 \(red, green, blue\)"):
+        decode_image(data, channel=3)
+
+
+def test_channels_go_by_the_names_of_the_file() -> None:
+    channels = STACK[0, 0]
+    ome = as_tiff(channels, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "Cy5", "gfp"]}})
+    np.testing.assert_array_equal(decode_image(ome, channel="dapi").pixels, channels[0])
+    np.testing.assert_array_equal(decode_image(ome, channel="gfp").pixels, channels[3])
+    with pytest.raises(AmbiguousAxesError, match="2 channels have that name"):
+        decode_image(ome, channel="Gfp")
+    with pytest.raises(AmbiguousAxesError, match=r"the 4 channels \(DAPI, GFP, Cy5, gfp\)"):
+        decode_image(ome)
+    with pytest.raises(ImageError, match=r"channel 'RFP'; .*\(DAPI, GFP, Cy5, gfp\)"):
+        decode_image(ome, channel="RFP")
+
+
+def test_planes_that_nobody_calls_channels_are_not_taken_for_any() -> None:
+    data = as_tiff(STACK[0, 0], photometric="minisblack")
+    with pytest.raises(AmbiguousAxesError, match=r"nothing says that they are channels; .* axes=CYX"):
+        decode_image(data, channel=0)
+    with pytest.raises(AmbiguousAxesError, match="axes=ZYX or axes=CYX"):
+        decode_image(data)
+
+
+def test_axes_that_do_not_fit_are_refused_with_what_was_found() -> None:
+    data = as_tiff(STACK[0, 0], photometric="minisblack")
+    with pytest.raises(AmbiguousAxesError, match=r"axes=TZYX names 4 axes; .* shape \(4, 16, 18\), which has 3"):
+        decode_image(data, axes="TZYX")
+    for axes in ("ZY", "ZZYX", "QYX", "", "Y X"):
+        with pytest.raises(ValueError, match="letters of TZCYXS"):
+            check_axes(axes)
+        with pytest.raises(AmbiguousAxesError, match="letters of TZCYXS"):
+            decode_image(data, axes=axes)
+    with pytest.raises(ImageError, match="S is the axis of colour"):
+        decode_image(as_npy(STACK[0, 0]), axes="SYX" if STACK.shape[2] not in (3, 4) else "YSX")
+
+
+def test_an_array_of_two_axes_needs_no_names_and_others_do() -> None:
+    for shape in ((16, 18), (1, 16, 18), (16, 18, 1), (1, 1, 16, 18)):
+        np.testing.assert_array_equal(decode_image(as_npy(STACK[0, 0, 0].reshape(shape))).pixels, STACK[0, 0, 0])
+    with pytest.raises(AmbiguousAxesError, match=r"does not name its axes; .*axes=CYX"):
+        decode_image(as_npy(STACK[0, 0]))
+    with pytest.raises(ImageError, match="two axes"):
+        decode_image(as_npy(np.zeros(5)))
+
+
+def test_a_npy_file_is_never_unpickled_and_must_be_as_long_as_it_says() -> None:
+    good = as_npy(STACK[0, 0, 0])
+    refused = {
+        "pickle": as_npy(np.array([[{"a": 1}, None]], dtype=object), allow_pickle=True),
+        "cut short": good[:-1],
+        "longer than it says": good + b"\0",
+        "version 9": good[:6] + b"\x09" + good[7:],
+        "damaged|header": good[:8] + b"\xff\xff" + b" " * 70_000,
+    }
+    for words, data in refused.items():
+        with pytest.raises(UndecodableImageError, match=words):
+            decode_image(data)
+    huge = good.replace(b"(16, 18)", b"(99999, 99999)").replace(b"          \n", b"    \n")
+    with pytest.raises((UndecodableImageError, ImageTooLargeError)):
+        decode_image(huge)
+    for dtype in ("c8", "M8[s]", "S4", "V4"):
+        with pytest.raises(ImageError, match=r"complex|pixels of type"):
+            decode_image(as_npy(np.zeros((4, 5), dtype)))
+
+
+def test_rows_are_those_of_the_whole_plane() -> None:
+    for data, selection in (
+        (KINDS["imagej"], Selection(page=5)),
+        (KINDS["imagej zlib"], Selection(page=1, channel="mean")),
+        (as_tiff(RGB, photometric="rgb", rowsperstrip=3, compression="zlib"), Selection()),
+        (as_npy(STACK), Selection(axes="TZCYX", page=7)),
+    ):
+        with open_image(data, selection) as source:
+            whole = source.read()
+            assert whole.shape[:2] == (source.height, source.width)
+            for start, stop in ((0, 1), (3, 11), (15, 16)):
+                np.testing.assert_array_equal(source.read_rows(start, stop), whole[start:stop])
+
+
+def test_a_level_of_a_pyramid_has_its_own_size_and_pixels_as_much_larger() -> None:
+    image = STACK.reshape(2 * 3 * 16, 4 * 18)[:64, :64]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        options: dict[str, Any] = {"tile": (16, 16), "resolutionunit": "centimeter"}
+        writer.write(image, subifds=2, resolution=(20_000, 20_000), **options)
+        writer.write(image[::2, ::2], subfiletype=1, **options)
+        writer.write(image[::4, ::4], subfiletype=1, **options)
+    data = buffer.getvalue()
+    for level, step in enumerate((1, 2, 4)):
+        found = decode_image(data, level=level, max_pixels=(64 // step) ** 2)
+        np.testing.assert_array_equal(found.pixels, image[::step, ::step])
+        assert found.pixel_size == PixelSize(0.5 * step, 0.5 * step)
+    with pytest.raises(ImageError, match="level 3; the file has levels 0 to 2"):
+        decode_image(data, level=3)
+    for other in (as_tiff(RGB, photometric="rgb"), as_npy(image)):
+        with pytest.raises(ImageError, match=r"level 1; .* level 0 alone"):
+            decode_image(other, level=1)
