@@ -127,7 +127,7 @@ def test_a_device_that_does_not_answer_turns_livez_red(tiny_weights: Path, monke
         assert post(client).status_code == 200
 
 
-@pytest.mark.parametrize("place", ["decode_image", "encode_output"])
+@pytest.mark.parametrize("place", ["open_image", "encode_output"])
 def test_no_memory_for_an_image_is_503_and_said_to_be_that(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
