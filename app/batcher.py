@@ -1,11 +1,11 @@
-"""One thread that runs the network: tiles of all waiting images, in turns, in batches. Knows no HTTP and no files.
+"""The threads that run the network: tiles of all waiting images, in turns, in batches. Knows no HTTP and no files.
 
 What it promises, each with a test:
 
 - Every image gets an answer, whatever the network does.
 - Images take turns: one batch after another, a tile from each in order, so a small image never waits for a large one
-  for more than one batch.
-- Tiles of one image come back in order, whatever else was in the batch: the same bytes alone and in company.
+  for more than one batch. A thread takes a further tile of an image under way only if no other image waits.
+- Tiles of one image are blended in order, whatever else was in the batch: the same bytes alone and in company.
 - A pass that fails is tried again image by image, so that only the one to blame fails; one that finds no memory is
   tried again in halves.
 - An image that is withdrawn leaves the queue.
@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,13 +33,21 @@ from model.types import Batch, Logits
 
 logger = logging.getLogger("app.batcher")
 
+# Passes of one image that may have begun, for each stream, before its earliest tile is back.
+AHEAD = 2
 # How often guard() looks; a hung pass is noticed so much later than it could be.
 GUARD_S = 0.5
 
 
 @dataclass(eq=False)
 class _Job:
-    """An image on its way through the network. Only the engine's thread changes it once it is queued."""
+    """An image on its way through the network.
+
+    Attributes:
+        next_index: tile that the next pass takes.
+        early: logits of tiles that came back before an earlier one, by index.
+        lock: of `early`, the stitcher, and being settled.
+    """
 
     segmenter: Segmenter
     stitcher: Stitcher
@@ -48,14 +56,27 @@ class _Job:
     future: asyncio.Future[None]
     queued_at: float
     next_index: int = 0
+    added: int = 0
+    early: dict[int, Logits] = field(default_factory=dict)
     started_at: float | None = None
     withdrawn: bool = False
     settled: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def kind(self) -> tuple[int, int]:
         """Tiles of one kind may share a batch: same network, same size."""
         return id(self.segmenter), self.stitcher.grid.side
+
+    @property
+    def waiting_tiles(self) -> int:
+        """Tiles that no pass has begun on."""
+        return 0 if self.settled else len(self.stitcher.grid) - self.next_index
+
+    def may_take(self, index: int) -> bool:
+        """Whether a pass may take that tile: there is one, and it is not so far ahead that answers would pile up."""
+        runtime = self.segmenter.runtime
+        return index < len(self.stitcher.grid) and index < self.added + AHEAD * runtime.streams * runtime.batch_tiles
 
 
 @dataclass(frozen=True)
@@ -64,13 +85,22 @@ class _Pick:
     index: int
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A pass: its tiles, the images that they are of, and whether no other pass is under way or due."""
+
+    picks: list[_Pick]
+    jobs: list[_Job]
+    alone: bool
+
+
 class Batcher:
-    """The engine's thread and its queue.
+    """The engine's threads and their queue.
 
     Args:
         batch_wait_ms: longest time a tile waits for company in a batch that is not full.
         pass_timeout_s: longest time that one pass may take before the engine counts as hung.
-        observe: called from the thread after each pass with the pixels that it computed.
+        observe: called from a thread after each pass with the pixels that it computed.
         note_pass: called likewise with its tiles, the tiles that there was room for, and its seconds.
     """
 
@@ -84,33 +114,39 @@ class Batcher:
     ) -> None:
         self._batch_wait_s = batch_wait_ms / 1000
         self._pass_timeout_s = pass_timeout_s
-        self._pass_began_at: float | None = None
+        self._pass_began_at: dict[int, float] = {}  # by thread
         self._observe = observe
         self._note_pass = note_pass
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()  # who waits for a turn
-        self._in_pass: list[_Job] = []  # whose tiles the network is working on
+        self._passes: list[list[_Job]] = []  # whose tiles the network is working on, oldest pass first
         self._closing = False
         self._dead = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._threads: list[threading.Thread] = []
+        self._running = 0
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+    def start(self, streams: int = 1) -> None:
+        """Start the threads, one for each pass that may be under way at a time."""
+        self._running = streams
+        self._threads = [
+            threading.Thread(target=self._run, name=f"engine-{number}", daemon=True) for number in range(streams)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Stop the thread; what is still queued fails with DrainingError."""
+        """Stop the threads; what is still queued fails with DrainingError."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
+            self._changed.notify_all()
+        for thread in self._threads:
             # one that hangs is left to the end of the process, which it does not hold up
-            self._thread.join(None if self._pass_timeout_s == math.inf else self._pass_timeout_s)
+            thread.join(None if self._pass_timeout_s == math.inf else self._pass_timeout_s)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there to work."""
-        return self._thread.is_alive() and self.failure is None
+        """Whether the threads are there to work."""
+        return bool(self._threads) and self.failure is None and all(thread.is_alive() for thread in self._threads)
 
     @property
     def failure(self) -> str | None:
@@ -121,9 +157,9 @@ class Batcher:
 
     @property
     def hung(self) -> bool:
-        """Whether the pass under way has taken longer than any should: a device that does not answer, say."""
-        began_at = self._pass_began_at
-        return began_at is not None and time.monotonic() - began_at > self._pass_timeout_s
+        """Whether a pass under way has taken longer than any should: a device that does not answer, say."""
+        now = time.monotonic()
+        return any(now - began_at > self._pass_timeout_s for began_at in list(self._pass_began_at.values()))
 
     async def guard(self) -> None:
         """Tell everyone when the engine hangs; never returns. Should the pass end after all, things go on."""
@@ -142,7 +178,7 @@ class Batcher:
     def waiting_tiles(self) -> int:
         """Tiles that no pass has begun on."""
         with self._changed:
-            return sum(len(job.stitcher.grid) - job.next_index for job in (*self._jobs, *self._in_pass))
+            return sum(job.waiting_tiles for job in self._all_jobs())
 
     async def infer(
         self, segmenter: Segmenter, stitcher: Stitcher, reservation: Reservation, *, wait_s: float
@@ -182,89 +218,110 @@ class Batcher:
             if self.failure is not None:
                 raise NotReadyError(self.failure)
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _withdraw(self, job: _Job) -> None:
         with self._changed:
             job.withdrawn = True
-            for queue in (self._jobs, self._in_pass):
+            for queue in (self._jobs, *self._passes):
                 if job in queue:
                     queue.remove(job)
-            self._changed.notify()
+            self._changed.notify_all()
         job.future.cancel()
 
     def _run(self) -> None:
         try:
-            while picks := self._next_batch():
-                self._attempt(picks)
-                self._requeue()
-            self._fail_all(lambda: DrainingError("the service is shutting down"))
+            while batch := self._next_batch():
+                self._attempt(batch.picks, alone=batch.alone)
+                self._end_pass(batch.jobs)
         except BaseException:
             logger.critical("the engine has stopped", exc_info=True)
             with self._changed:
                 self._dead = True
+                self._changed.notify_all()
             self._fail_all(lambda: NotReadyError("the engine has stopped"))
+        finally:
+            with self._changed:
+                self._running -= 1
+                last = self._running == 0
+            if last:  # the others may be finishing what they have begun
+                self._fail_all(lambda: DrainingError("the service is shutting down"))
 
-    def _next_batch(self) -> list[_Pick]:
+    def _next_batch(self) -> _Batch | None:
         """Wait for a batch that is full, or whose oldest tile has waited long enough; none when closing."""
         with self._changed:
-            while not self._closing:
-                if not self._jobs:
+            while not self._closing and not self._dead:
+                picks = self._choose()
+                if not picks:
                     self._changed.wait()
                     continue
-                picks = self._choose()
                 oldest = min(pick.job.queued_at for pick in picks)
                 wait_s = oldest + self._batch_wait_s - time.monotonic()
                 if len(picks) >= picks[0].job.segmenter.runtime.batch_tiles or wait_s <= 0:
-                    self._take(picks)
-                    return picks
+                    return self._take(picks)
                 self._changed.wait(wait_s)
-        return []
+        return None
 
     def _choose(self) -> list[_Pick]:
-        """Deal tiles in turns, beginning with the image that has waited longest since its last pass."""
-        first = self._jobs[0]
-        capacity = first.segmenter.runtime.batch_tiles
-        peers = [job for job in self._jobs if job.kind == first.kind]
+        """Deal tiles in turns, beginning with the image that has waited longest since its last pass.
+
+        Images under way, whose next tile can go beside the one that the network is working on, come after those.
+        """
+        jobs = [job for job in self._all_jobs() if not job.settled and job.may_take(job.next_index)]
+        if not jobs:
+            return []
+        capacity = jobs[0].segmenter.runtime.batch_tiles
+        peers = [job for job in jobs if job.kind == jobs[0].kind]
         picks: list[_Pick] = []
         turn = 0
         while peers and len(picks) < capacity:
-            peers = [job for job in peers if job.next_index + turn < len(job.stitcher.grid)]
+            peers = [job for job in peers if job.may_take(job.next_index + turn)]
             picks += [_Pick(job, job.next_index + turn) for job in peers[: capacity - len(picks)]]
             turn += 1
         return picks
 
-    def _take(self, picks: list[_Pick]) -> None:
+    def _take(self, picks: list[_Pick]) -> _Batch:
         """Note the picked tiles as begun, and take their images out of the queue."""
         now = time.monotonic()
         for pick in picks:
             pick.job.next_index = pick.index + 1
             pick.job.started_at = pick.job.started_at or now
-        self._in_pass = _jobs_of(picks)
-        for job in self._in_pass:
-            self._jobs.remove(job)
+        jobs = _jobs_of(picks)
+        self._jobs = deque(job for job in self._jobs if job not in jobs)
+        alone = not self._passes and not any(job.waiting_tiles for job in (*self._jobs, *jobs))
+        self._passes.append(jobs)
+        self._changed.notify_all()  # there may be enough for another thread
+        return _Batch(picks, jobs, alone)
 
-    def _requeue(self) -> None:
+    def _end_pass(self, jobs: list[_Job]) -> None:
         """After a pass, send its images to the back of the queue: behind those that came during the pass."""
         with self._changed:
-            self._jobs.extend(
-                job for job in self._in_pass if not job.settled and job.next_index < len(job.stitcher.grid)
-            )
-            self._in_pass = []
+            self._passes = [other for other in self._passes if other is not jobs]
+            self._jobs.extend(job for job in jobs if job.waiting_tiles and job not in self._jobs)
+            self._changed.notify_all()
 
-    def _attempt(self, picks: list[_Pick]) -> None:
+    def _all_jobs(self) -> list[_Job]:
+        """Each once: those that wait, then those that passes work on."""
+        return list(dict.fromkeys([*self._jobs, *(job for jobs in self._passes for job in jobs)]))
+
+    def _attempt(self, picks: list[_Pick], *, alone: bool = False) -> None:
         """Run a batch; smaller ones where it fails. Each tile's image is told of its fate."""
         picks = [pick for pick in picks if not pick.job.withdrawn and not pick.job.settled]
         if not picks:
             return
         runtime = picks[0].job.segmenter.runtime
+        tiles = runtime.batch_tiles
         started_at = time.perf_counter()
         try:
-            logits = self._pass(runtime, np.stack([pick.job.stitcher.tile(pick.index) for pick in picks]))
+            batch = np.stack([pick.job.stitcher.tile(pick.index) for pick in picks])
+            logits = self._pass(runtime, batch, alone=alone)
         except MemoryError as error:
-            self._attempt_in_halves(picks, error)
+            self._attempt_in_halves(picks, tiles, error)
             return
         except Exception as error:
+            if len(picks) > runtime.batch_tiles:  # another thread has made it smaller meanwhile
+                self._attempt_in_parts(picks)
+                return
             jobs = _jobs_of(picks)
             if len(jobs) == 1:
                 self._settle(jobs[0], error)
@@ -273,70 +330,84 @@ class Batcher:
             for job in jobs:
                 self._attempt([pick for pick in picks if pick.job is job])
             return
-        self._note_pass(len(picks), runtime.batch_tiles, time.perf_counter() - started_at)
+        with self._changed:  # these count, and are told by one thread at a time
+            self._note_pass(len(picks), tiles, time.perf_counter() - started_at)
         work_px = 0
         for pick, tile_logits in zip(picks, logits, strict=True):
             work_px += pick.job.stitcher.grid.side**2
             self._deliver(pick, tile_logits)
-        self._observe(work_px)
+        with self._changed:
+            self._observe(work_px)
 
-    def _pass(self, runtime: Runtime, batch: Batch) -> Logits:
-        self._pass_began_at = time.monotonic()
+    def _pass(self, runtime: Runtime, batch: Batch, *, alone: bool) -> Logits:
+        thread = threading.get_ident()
+        self._pass_began_at[thread] = time.monotonic()
         try:
-            return runtime.run(batch)
+            return runtime.run(batch, alone=alone)
         finally:
-            self._pass_began_at = None
+            del self._pass_began_at[thread]
 
-    def _attempt_in_halves(self, picks: list[_Pick], error: MemoryError) -> None:
+    def _attempt_in_halves(self, picks: list[_Pick], tiles: int, error: MemoryError) -> None:
         # A runtime fills every batch up to batch_tiles, so that shapes, and with them bytes, are always the same.
         # Fewer tiles need less memory only if that number goes down; what did not fit won't fit later, so it stays.
         runtime = picks[0].job.segmenter.runtime
-        if runtime.batch_tiles == 1:
+        if tiles == 1:
             for job in _jobs_of(picks):
                 self._settle(job, OutOfMemoryError(f"{runtime.device} has no memory for one tile"))
             logger.error("out of memory with one tile on %s: %s", runtime.device, error)
             return
-        runtime.batch_tiles = max(1, runtime.batch_tiles // 2)
-        logger.warning("out of memory on %s: %d tiles a pass from now on", runtime.device, runtime.batch_tiles)
-        step = runtime.batch_tiles
-        for first in range(0, len(picks), step):
-            # the number may have gone down again meanwhile
-            part = picks[first : first + step]
-            for start in range(0, len(part), runtime.batch_tiles):
-                self._attempt(part[start : start + runtime.batch_tiles])
+        with self._changed:
+            if runtime.batch_tiles == tiles:  # else another thread has halved it for the same reason
+                runtime.batch_tiles = tiles // 2
+                logger.warning("out of memory on %s: %d tiles a pass from now on", runtime.device, runtime.batch_tiles)
+        self._attempt_in_parts(picks)
 
-    def _deliver(self, pick: _Pick, tile_logits: np.ndarray) -> None:
+    def _attempt_in_parts(self, picks: list[_Pick]) -> None:
+        while picks:
+            step = picks[0].job.segmenter.runtime.batch_tiles  # may go down again meanwhile
+            self._attempt(picks[:step])
+            picks = picks[step:]
+
+    def _deliver(self, pick: _Pick, tile_logits: Logits) -> None:
+        """Blend a tile into its image, and those that came before their turn."""
         job = pick.job
-        if job.withdrawn or job.settled:
-            return
         if not np.isfinite(tile_logits).all():
             self._settle(job, InferenceError("the network answered with NaN or infinity"))
             return
-        try:
-            job.stitcher.add(pick.index, tile_logits)
-        except MemoryError:
-            self._settle(job, OutOfMemoryError("no memory for the answer of the network"))
-            return
-        except Exception as error:
-            self._settle(job, error)
-            return
-        job.reservation.done_px += job.stitcher.grid.side**2
-        if job.stitcher.complete:
-            self._settle(job, None)
+        with job.lock:
+            if job.withdrawn or job.settled:
+                return
+            job.early[pick.index] = tile_logits
+            try:
+                while job.added in job.early:
+                    job.stitcher.add(job.added, job.early.pop(job.added))
+                    job.added += 1
+                    with self._changed:  # a reservation may be of several images
+                        job.reservation.done_px += job.stitcher.grid.side**2
+            except MemoryError:
+                self._settle(job, OutOfMemoryError("no memory for the answer of the network"))
+                return
+            except Exception as error:
+                self._settle(job, error)
+                return
+            if job.stitcher.complete:
+                self._settle(job, None)
 
     def _settle(self, job: _Job, error: Exception | None) -> None:
         """Give a job its answer, once."""
-        if job.settled:
-            return
-        job.settled = True
+        with job.lock:
+            if job.settled:
+                return
+            job.settled = True
+            job.early.clear()
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             job.loop.call_soon_threadsafe(_resolve, job.future, error)
 
     def _fail_all(self, make_error: Callable[[], Exception]) -> None:
         with self._changed:
-            jobs = [*self._jobs, *self._in_pass]
+            jobs = self._all_jobs()
             self._jobs.clear()
-            self._in_pass = []
+            self._passes = []
         for job in jobs:
             self._settle(job, make_error())
 

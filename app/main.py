@@ -51,7 +51,8 @@ def create_app(settings: Settings | None = None, peers: Peers | None = None) -> 
             app.state.startup_error = error  # the middleware says it in one line
             service.close()
             raise
-        service.batcher.start()
+        default = service.registry.default
+        service.batcher.start(default.segmenter.runtime.streams if default else 1)
         tasks.append(asyncio.create_task(service.batcher.guard()))
         if service.settings.reload_poll_s > 0:
             tasks.append(asyncio.create_task(service.registry.watch()))

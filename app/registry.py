@@ -226,7 +226,11 @@ class Registry:
     def _load(self, path: Path) -> Segmenter:
         settings = self._settings
         segmenter = load_segmenter(
-            path, device=settings.device, precision=settings.precision, batch_tiles=settings.batch_tiles
+            path,
+            device=settings.device,
+            precision=settings.precision,
+            batch_tiles=settings.batch_tiles,
+            streams=settings.streams,
         )
         started_at = time.perf_counter()
         segmenter.warm_up()

@@ -32,6 +32,12 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: Precision = Field("auto", description="auto, fp32, fp16 or bf16; auto is fp16 on a GPU, else fp32.")
     batch_tiles: int = Field(0, ge=0, le=1024, description="Tiles in one pass; 0 takes what suits the device.")
+    streams: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Passes under way at a time on a CPU, which share its cores; 0 takes what suits it.",
+    )
     batch_wait_ms: float = Field(
         5.0, ge=0, le=10_000, description="Longest a tile waits for company in a batch that is not full, in ms."
     )

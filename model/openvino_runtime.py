@@ -4,6 +4,8 @@ The graph is built from the tensors, not traced from the module: tracing takes s
 of the weights, and OpenVINO's converter reports home unless it is told not to (decisions/0008).
 """
 
+import logging
+import queue
 import threading
 
 import numpy as np
@@ -15,23 +17,28 @@ from torch import Tensor
 
 from model.checkpoint import Architecture, Checkpoint
 from model.errors import WeightsError
-from model.runtime import fill_batch
+from model.runtime import available_cpus, fill_batch
 from model.types import Batch, Logits
 from model.unet import STRIDE
 
+logger = logging.getLogger("model.openvino")
+
 # torch.nn.BatchNorm2d's own
 BATCH_NORM_EPSILON = 1e-5
+# More passes beside each other than this were not measured, and a single image has few tiles to share among them.
+MAX_STREAMS = 4
 HINTS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 
 
 class OpenVinoRuntime:
-    """OpenVINO on the CPU.
+    """OpenVINO on the CPU: passes beside each other, each on its share of the cores, or one on all of them.
 
     Args:
         checkpoint: whose weights to run.
         precision: `fp32`, or `bf16` where the processor has the instructions for it.
         threads: cores to use; 0 takes all that the process may use.
         batch_tiles: tiles in a pass.
+        streams: passes under way at the same time; 0 takes one a core, four at most (decisions/0004).
 
     Raises:
         WeightsError: another precision.
@@ -41,47 +48,106 @@ class OpenVinoRuntime:
     device = "cpu"
 
     def __init__(
-        self, checkpoint: Checkpoint, *, precision: str = "fp32", threads: int = 0, batch_tiles: int = 1
+        self,
+        checkpoint: Checkpoint,
+        *,
+        precision: str = "fp32",
+        threads: int = 0,
+        batch_tiles: int = 1,
+        streams: int = 0,
     ) -> None:
         if precision not in HINTS:
             raise WeightsError(f"precision {precision!r} on a CPU; allowed are {' and '.join(HINTS)}")
         self.precision = precision
         self.batch_tiles = batch_tiles
+        self._threads = threads or available_cpus()
+        self.streams = min(streams or MAX_STREAMS, self._threads)
         self._architecture = checkpoint.config.architecture
         self._state = {name: _array(tensor) for name, tensor in checkpoint.state.items()}
-        self._options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-        }
         self._core = ov.Core()
-        self._requests: dict[tuple[int, int, int], ov.InferRequest] = {}
-        self._lock = threading.Lock()  # a request does one thing at a time
+        self._engines: dict[tuple[int, int, int], _Engine] = {}
+        self._lock = threading.Lock()
 
-    def run(self, batch: Batch) -> Logits:
+    def run(self, batch: Batch, *, alone: bool = False) -> Logits:
         """As model.runtime.Runtime says."""
         n = batch.shape[0]
         batch = np.ascontiguousarray(fill_batch(batch, self.batch_tiles), dtype=np.float32)
-        with self._lock:
-            try:
-                # copied out of the request's memory, which the next call writes to
-                logits: Logits = np.array(self._request(batch.shape).infer([batch], share_inputs=True)[0][:n])
-            except RuntimeError as error:
-                if "alloc" in str(error).lower() or "memory" in str(error).lower():
-                    raise MemoryError(f"no room for {self.batch_tiles} tiles on the CPU") from error
-                raise
-        return logits
+        try:
+            return self._engine(batch.shape).infer(batch, alone=alone)[:n]
+        except RuntimeError as error:
+            if "alloc" in str(error).lower() or "memory" in str(error).lower():
+                raise MemoryError(f"no room for {batch.shape[0]} tiles on the CPU") from error
+            raise
 
-    def _request(self, shape: tuple[int, ...]) -> ov.InferRequest:
+    def _engine(self, shape: tuple[int, ...]) -> "_Engine":
         key = shape[0], shape[2], shape[3]
-        if key not in self._requests:
-            if shape[2] % STRIDE or shape[3] % STRIDE:
-                raise ValueError(f"tiles of {shape[3]} x {shape[2]} px; sides must divide by {STRIDE}")
-            graph = build_graph(self._architecture, self._state, (shape[0], shape[2], shape[3]))
-            # batch_tiles may go down where memory is short; what was compiled for more is of no use then
-            self._requests = {old: request for old, request in self._requests.items() if old[0] == shape[0]}
-            self._requests[key] = self._core.compile_model(graph, "CPU", self._options).create_infer_request()
-        return self._requests[key]
+        if shape[2] % STRIDE or shape[3] % STRIDE:
+            raise ValueError(f"tiles of {shape[3]} x {shape[2]} px; sides must divide by {STRIDE}")
+        with self._lock:
+            engine = self._engines.get(key)
+            if engine is None:
+                # batch_tiles may go down where memory is short; what was compiled for more is of no use then
+                self._engines = {old: engine for old, engine in self._engines.items() if old[0] == shape[0]}
+                engine = self._engines[key] = self._compile(key)
+        return engine
+
+    def _compile(self, shape: tuple[int, int, int]) -> "_Engine":
+        graph = build_graph(self._architecture, self._state, shape)
+        shared = _Requests(self._compile_for(graph, self.streams), self.streams)
+        whole = _Requests(self._compile_for(graph, 1), 1) if self.streams > 1 else None
+        sample = np.random.default_rng(0).normal(size=graph.input(0).shape).astype(np.float32)
+        return _Engine(shared, whole, sample)
+
+    def _compile_for(self, graph: ov.Model, streams: int) -> ov.CompiledModel:
+        options = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self._threads,
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            # else the threads of two models, or of two processes, are bound to the same cores
+            "ENABLE_CPU_PINNING": False,
+        }
+        return self._core.compile_model(graph, "CPU", options)
+
+
+class _Engine:
+    """The network compiled for one shape, in two ways.
+
+    Args:
+        shared: for several passes at a time, each on a share of the cores.
+        whole: for one pass on all of them; None where a share is all of them.
+        sample: a batch.
+    """
+
+    def __init__(self, shared: "_Requests", whole: "_Requests | None", sample: Batch) -> None:
+        self._shared = shared
+        # Some kernel may sum in another order on another number of threads. Then an answer would depend on its
+        # company, and being quicker alone is not worth that.
+        if whole is not None and shared.infer(sample).tobytes() != whole.infer(sample).tobytes():
+            logger.warning("one pass on all cores gives other bytes than on a share of them, and is not used")
+            whole = None
+        self._whole = whole
+
+    def infer(self, batch: Batch, *, alone: bool) -> Logits:
+        return (self._whole if alone and self._whole is not None else self._shared).infer(batch)
+
+
+class _Requests:
+    """Inference requests of a compiled network; each does one thing at a time."""
+
+    def __init__(self, compiled: ov.CompiledModel, count: int) -> None:
+        self._free: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+        for _ in range(count):
+            self._free.put(compiled.create_infer_request())
+
+    def infer(self, batch: Batch) -> Logits:
+        """(N, K, S, S) float32; waits while all requests are busy."""
+        request = self._free.get()
+        try:
+            # copied out of the request's memory, which its next pass writes to
+            logits: Logits = np.array(request.infer([batch], share_inputs=True)[0])
+        finally:
+            self._free.put(request)
+        return logits
 
 
 def build_graph(

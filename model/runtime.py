@@ -1,6 +1,7 @@
 """Run a network on a device: a batch of tiles in, logits out. The one place that knows CPU from GPU."""
 
 import os
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,15 +23,21 @@ class Runtime(Protocol):
         precision: `fp32`, `fp16` or `bf16`.
         batch_tiles: tiles that go into one pass. A smaller batch is filled up, so that the arithmetic, and so every
             byte of an answer, is the same alone and in company.
+        streams: passes that are worth having under way at the same time, each from a thread of its own.
     """
 
     name: str
     device: str
     precision: str
     batch_tiles: int
+    streams: int
 
-    def run(self, batch: Batch) -> Logits:
-        """Map (N, C, S, S) float32, N <= batch_tiles, to (N, K, S, S) float32 logits.
+    def run(self, batch: Batch, *, alone: bool = False) -> Logits:
+        """Map (N, C, S, S) float32, N <= batch_tiles, to (N, K, S, S) float32 logits; from any thread.
+
+        Args:
+            batch: the tiles.
+            alone: no other pass is under way or due, so this one may take every core. Changes no byte of the answer.
 
         Raises:
             MemoryError: the device has no room for it; fewer batch_tiles may fit.
@@ -42,6 +49,7 @@ class TorchRuntime:
     """PyTorch, eager, channels_last; float16 or bfloat16 by autocast on a GPU. On a CPU it is the reference."""
 
     name = "torch"
+    streams = 1
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
@@ -57,7 +65,7 @@ class TorchRuntime:
         self._network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Logits:
+    def run(self, batch: Batch, *, alone: bool = False) -> Logits:  # a pass has the whole device anyway
         n = batch.shape[0]
         batch = fill_batch(batch, self.batch_tiles)
         tensor = torch.from_numpy(np.ascontiguousarray(batch))
@@ -89,7 +97,12 @@ def fill_batch(batch: Batch, batch_tiles: int) -> Batch:
 
 
 def make_runtime(
-    checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    batch_tiles: int = 0,
+    streams: int = 0,
 ) -> Runtime:
     """The engine that suits a device: PyTorch on a GPU, OpenVINO on a CPU (decisions/0008).
 
@@ -98,6 +111,7 @@ def make_runtime(
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
         precision: `auto` (fp16 on a GPU, fp32 on a CPU), `fp32`, `fp16` (GPU alone) or `bf16`.
         batch_tiles: tiles in a pass; 0 takes what suits the device.
+        streams: passes under way at a time on a CPU, which share its cores; 0 takes what suits it.
 
     Raises:
         WeightsError: the device is not there, or cannot do that precision.
@@ -112,6 +126,7 @@ def make_runtime(
         precision="fp32" if precision == "auto" else precision,
         threads=available_cpus(),
         batch_tiles=batch_tiles or 1,
+        streams=streams,
     )
 
 
@@ -137,5 +152,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def available_cpus() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Cores that this process may use: those that it may run on, or fewer where its container's share is smaller."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    share = _container_cpus(Path("/sys/fs/cgroup"))
+    return cores if share is None else max(1, min(cores, round(share)))
+
+
+def _container_cpus(folder: Path) -> float | None:
+    """The processor time that a control group (version 2, or 1) allows, in cores; None where it is not limited."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((folder / name).read_text() for name in files).split()
+            cpus = int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):  # not there, or "max"
+            continue
+        return cpus if cpus > 0 else None  # -1: no limit
+    return None

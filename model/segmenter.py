@@ -1,5 +1,7 @@
 """An image in; probability, mask and labelled cells out. The library's front door."""
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, threshold
 from model.preprocess import preprocess
 from model.runtime import Precision, Runtime, make_runtime
 from model.tiling import Stitcher, plan_tiles
-from model.types import Image, Labels, Mask, Probability
+from model.types import Image, Labels, Logits, Mask, Probability
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,27 @@ class Segmenter:
         """
         stitcher = self.start(image)
         step = self.runtime.batch_tiles
-        for first in range(0, len(stitcher.grid), step):
-            indices = range(first, min(first + step, len(stitcher.grid)))
-            for index, logits in zip(
-                indices, self.runtime.run(np.stack([stitcher.tile(i) for i in indices])), strict=True
-            ):
-                stitcher.add(index, logits)
+        batches = [range(first, min(first + step, len(stitcher.grid))) for first in range(0, len(stitcher.grid), step)]
+        if len(batches) == 1 or self.runtime.streams == 1:
+            for indices in batches:
+                self._add(stitcher, indices, self._run(stitcher, indices, alone=True))
+        else:
+            with ThreadPoolExecutor(self.runtime.streams) as threads:
+                passes: deque[tuple[range, Future[Logits]]] = deque()
+                for indices in batches:
+                    passes.append((indices, threads.submit(self._run, stitcher, indices)))
+                    if len(passes) > self.runtime.streams:  # no more: each holds its logits
+                        self._add(stitcher, passes[0][0], passes.popleft()[1].result())
+                while passes:
+                    self._add(stitcher, passes[0][0], passes.popleft()[1].result())
         return self.finish(stitcher, threshold=threshold, min_area_px=min_area_px)
+
+    def _run(self, stitcher: Stitcher, indices: range, *, alone: bool = False) -> Logits:
+        return self.runtime.run(np.stack([stitcher.tile(index) for index in indices]), alone=alone)
+
+    def _add(self, stitcher: Stitcher, indices: range, logits: Logits) -> None:
+        for index, tile_logits in zip(indices, logits, strict=True):
+            stitcher.add(index, tile_logits)
 
     def warm_up(self) -> None:
         """Run each tile size once, so that the first user waits for nothing, and see that the network works.
@@ -134,7 +150,7 @@ class Segmenter:
 
 
 def load_segmenter(
-    path: Path, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
+    path: Path, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0, streams: int = 0
 ) -> Segmenter:
     """Read weights and put them on a device.
 
@@ -143,9 +159,11 @@ def load_segmenter(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto` (float16 on a GPU, else float32), `fp32`, `fp16` (GPU alone) or `bf16`.
         batch_tiles: tiles in a pass; 0 takes what suits the device.
+        streams: passes under way at a time on a CPU; 0 takes what suits it.
 
     Raises:
         WeightsError: the file cannot be used, or the device is not there.
     """
     checkpoint = read_checkpoint(path)
-    return Segmenter(checkpoint, make_runtime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles))
+    runtime = make_runtime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles, streams=streams)
+    return Segmenter(checkpoint, runtime)

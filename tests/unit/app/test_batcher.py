@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.admission import Reservation
-from app.batcher import Batcher
+from app.batcher import AHEAD, Batcher
 from app.errors import DeadlineExceededError, DrainingError, InferenceError, NotReadyError, OutOfMemoryError
 from model.checkpoint import read_checkpoint
 from model.runtime import make_runtime
@@ -23,7 +23,10 @@ class WatchedRuntime:
 
     name = "watched"
 
-    def __init__(self, path: Path, batch_tiles: int, mischief: Callable[[Batch], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, batch_tiles: int, mischief: Callable[[Batch], None] | None = None, streams: int = 1
+    ) -> None:
+        self.streams = streams
         self._real = make_runtime(read_checkpoint(path), device="cpu", batch_tiles=batch_tiles)
         self.device = self._real.device
         self.precision = self._real.precision
@@ -31,6 +34,7 @@ class WatchedRuntime:
         self.gate.set()
         self.begun = threading.Semaphore(0)
         self.passes: list[list[int]] = []
+        self.alone: list[bool] = []
         self.mischief = mischief
 
     @property
@@ -41,7 +45,8 @@ class WatchedRuntime:
     def batch_tiles(self, value: int) -> None:
         self._real.batch_tiles = value
 
-    def run(self, batch: Batch) -> Logits:
+    def run(self, batch: Batch, *, alone: bool = False) -> Logits:
+        self.alone.append(alone)
         self.begun.release()
         self.gate.wait()
         self.passes.append([round(float(tile.mean())) for tile in batch])
@@ -58,8 +63,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make(weights: Path, batch_tiles: int, mischief: Callable[[Batch], None] | None = None) -> Segmenter:
-    return Segmenter(read_checkpoint(weights), WatchedRuntime(weights, batch_tiles, mischief))
+def make(
+    weights: Path, batch_tiles: int, mischief: Callable[[Batch], None] | None = None, streams: int = 1
+) -> Segmenter:
+    return Segmenter(read_checkpoint(weights), WatchedRuntime(weights, batch_tiles, mischief, streams))
 
 
 def watched(segmenter: Segmenter) -> WatchedRuntime:
@@ -73,15 +80,16 @@ def grey(level: int, height: int = 64, width: int = 64) -> Image:
 
 
 def run(
-    work: Callable[[Batcher], Coroutine[Any, Any, None]], batch_wait_ms: float = 0.0, pass_timeout_s: float = math.inf
+    work: Callable[[Batcher], Coroutine[Any, Any, None]],
+    batch_wait_ms: float = 0.0,
+    pass_timeout_s: float = math.inf,
+    streams: int = 1,
 ) -> None:
     async def main() -> None:
         batcher = Batcher(batch_wait_ms=batch_wait_ms, observe=lambda _: None, pass_timeout_s=pass_timeout_s)
-        batcher.start()
-        try:
-            await work(batcher)
-        finally:
-            await asyncio.to_thread(batcher.close)
+        batcher.start(streams)
+        await work(batcher)  # what fails here leaves a gate closed, and threads that could not be waited for
+        await asyncio.to_thread(batcher.close)
 
     asyncio.run(main())
 
@@ -222,8 +230,8 @@ def test_an_image_for_which_the_network_says_nan_fails_alone(weights: Path) -> N
     real = watched(segmenter)._real
     honest = real.run
 
-    def answer_nan_for_13(batch: Batch) -> Logits:
-        logits = honest(batch)
+    def answer_nan_for_13(batch: Batch, *, alone: bool = False) -> Logits:
+        logits = honest(batch, alone=alone)
         logits[[round(float(tile.mean())) == 13 for tile in batch]] = np.nan
         return logits
 
@@ -424,3 +432,138 @@ def test_progress_is_told_as_the_network_computes(weights: Path) -> None:
         assert reservation.done_px == reservation.work_px == sum(seen) == 3 * 128 * 128
 
     asyncio.run(main())
+
+
+def mark_first_tile(image: Image, level: int) -> Image:
+    image[:128, :128] = level
+    return image
+
+
+def test_passes_beside_each_other_give_the_same_bytes_as_one_after_another(weights: Path) -> None:
+    images = [draw_cells(height, width, seed) for seed, (height, width) in
+              enumerate([(1, 1), (40, 300), (129, 500), (300, 300)])]  # fmt: skip
+    reference = load_reference(weights)
+    alone = [reference.segment(image).probability.tobytes() for image in images]
+    segmenter = make(weights, batch_tiles=1, streams=3)
+
+    async def work(batcher: Batcher) -> None:
+        together = await asyncio.gather(*(infer(batcher, segmenter, image) for image in images * 3))
+        assert together == alone * 3
+        assert [await infer(batcher, segmenter, image) for image in images] == alone
+
+    run(work, streams=3)
+
+
+def test_a_tile_that_is_late_is_waited_for_and_blended_in_its_place(weights: Path) -> None:
+    late = threading.Event()
+
+    def hold_the_first(batch: Batch) -> None:
+        if round(float(batch[0].mean())) == 7:
+            late.wait()
+
+    segmenter = make(weights, batch_tiles=1, mischief=hold_the_first, streams=2)
+    image = mark_first_tile(grey(50, 400, 400), 7)
+    expected = load_reference(weights).segment(image).probability.tobytes()
+
+    async def work(batcher: Batcher) -> None:
+        task = asyncio.create_task(infer(batcher, segmenter, image))
+        # the other thread goes on, but not so far that what it computes piles up
+        await until(lambda: batcher.waiting_tiles == 6 * 6 - AHEAD * 2)
+        await asyncio.sleep(0.05)
+        assert batcher.waiting_tiles == 6 * 6 - AHEAD * 2
+        late.set()
+        assert await task == expected
+
+    run(work, streams=2)
+
+
+def test_a_small_image_goes_before_the_next_tile_of_a_large_one_that_keeps_both_threads_busy(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1, streams=2)
+
+    async def work(batcher: Batcher) -> None:
+        large = await begin_pass(batcher, segmenter, grey(200, 400, 400))
+        await until(lambda: batcher.waiting_tiles == 6 * 6 - 2)
+        small = asyncio.create_task(infer(batcher, segmenter, grey(50)))
+        await until(lambda: batcher.waiting_tiles == 6 * 6 - 2 + 1)
+        watched(segmenter).gate.set()
+        await asyncio.gather(large, small)
+
+    run(work, streams=2)
+    assert 50 in [level for tiles in watched(segmenter).passes[2:4] for level in tiles]
+
+
+def test_only_a_pass_that_has_no_company_and_expects_none_gets_all_cores(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1, streams=2)
+
+    async def work(batcher: Batcher) -> None:
+        await infer(batcher, segmenter, grey(10))
+        assert watched(segmenter).alone == [True]
+        await until(lambda: not batcher._passes)
+        await infer(batcher, segmenter, grey(10, 128, 200))
+        assert watched(segmenter).alone[1] is False  # its second tile was due
+        await until(lambda: not batcher._passes)
+        while watched(segmenter).begun.acquire(blocking=False):
+            pass
+        begun = len(watched(segmenter).alone)
+        first = await begin_pass(batcher, segmenter, grey(10))
+        second = asyncio.create_task(infer(batcher, segmenter, grey(20)))
+        await until(lambda: len(watched(segmenter).alone) == begun + 2)
+        watched(segmenter).gate.set()
+        await asyncio.gather(first, second)
+        assert watched(segmenter).alone[begun:] == [True, False]
+
+    run(work, streams=2)
+
+
+def test_two_threads_that_find_no_memory_at_once_halve_the_batch_once(weights: Path) -> None:
+    both = threading.Barrier(2)
+
+    def fail_together(_: Batch) -> None:
+        if segmenter.runtime.batch_tiles == 4:
+            both.wait()
+            raise MemoryError
+
+    segmenter = make(weights, batch_tiles=4, mischief=fail_together, streams=2)
+    expected = load_reference(weights, batch_tiles=2).segment(draw_cells(300, 300)).probability.tobytes()
+
+    async def work(batcher: Batcher) -> None:
+        assert (
+            await asyncio.gather(*(infer(batcher, segmenter, draw_cells(300, 300)) for _ in range(3))) == [expected] * 3
+        )
+
+    run(work, streams=2)
+    assert segmenter.runtime.batch_tiles == 2
+
+
+def test_when_one_of_two_threads_dies_everyone_is_told(weights: Path) -> None:
+    def die_of_13(batch: Batch) -> None:
+        if round(float(batch[0].mean())) == 13:
+            raise SystemExit("killed")
+
+    segmenter = make(weights, batch_tiles=1, mischief=die_of_13, streams=2)
+
+    async def work(batcher: Batcher) -> None:
+        answers = await asyncio.gather(
+            *(infer(batcher, segmenter, grey(level, 400, 400)) for level in (1, 13, 2)), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [NotReadyError] * 3
+        assert not batcher.alive
+
+    run(work, streams=2)
+
+
+def test_closing_lets_every_thread_finish_its_pass(weights: Path) -> None:
+    segmenter = make(weights, batch_tiles=1, streams=2)
+
+    async def work(batcher: Batcher) -> None:
+        under_way = [await begin_pass(batcher, segmenter, grey(level)) for level in (10, 20)]
+        waiting = asyncio.create_task(infer(batcher, segmenter, grey(30)))
+        await until(lambda: batcher.waiting_tiles == 1)
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+        await until(lambda: batcher._closing)
+        watched(segmenter).gate.set()
+        await closing
+        answers = await asyncio.gather(*under_way, waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [bytes, bytes, DrainingError]
+
+    run(work, streams=2)

@@ -112,9 +112,9 @@ def test_a_device_that_does_not_answer_turns_livez_red(tiny_weights: Path, monke
         answers = threading.Event()
         real = runtime.run
 
-        def hang(batch: Any) -> Any:
+        def hang(batch: Any, *, alone: bool = False) -> Any:
             answers.wait()
-            return real(batch)
+            return real(batch, alone=alone)
 
         monkeypatch.setattr(runtime, "run", hang)
         refused = post(client)

@@ -8,7 +8,7 @@ import torch
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig
 from model.errors import WeightsError
-from model.openvino_runtime import OpenVinoRuntime
+from model.openvino_runtime import OpenVinoRuntime, _Engine, _Requests
 from model.runtime import TorchRuntime, make_runtime
 from model.unet import Layout
 
@@ -72,6 +72,40 @@ def test_answers_stay_as_they_are_when_the_next_tile_comes_and_for_every_thread(
     for index, answers in found.items():
         assert len(answers) == 20
         assert all(np.array_equal(answer, alone[index]) for answer in answers)
+
+
+def test_a_pass_on_all_cores_gives_the_same_bytes_as_on_one() -> None:
+    weights = checkpoint(Architecture(width=8))
+    batch = tiles(1)
+    one = OpenVinoRuntime(weights, threads=1)
+    two = OpenVinoRuntime(weights, threads=2)
+    assert (one.streams, two.streams) == (1, 2)
+    expected = one.run(batch).tobytes()
+    assert one.run(batch, alone=True).tobytes() == expected
+    assert two.run(batch).tobytes() == two.run(batch, alone=True).tobytes() == expected
+
+
+def test_all_cores_are_not_used_for_one_pass_where_that_changes_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    class Requests(_Requests):
+        def __init__(self, last_bit: float) -> None:
+            self.last_bit = last_bit
+
+        def infer(self, batch: np.ndarray) -> np.ndarray:
+            return batch + np.float32(self.last_bit)
+
+    batch = tiles(1)
+    same = _Engine(Requests(0.0), Requests(0.0), batch)
+    assert same._whole is not None
+    other = _Engine(Requests(0.0), Requests(1e-6), batch)
+    assert other.infer(batch, alone=True).tobytes() == batch.tobytes()
+    assert "other bytes" in caplog.text
+
+
+def test_streams_are_no_more_than_cores_and_four_at_most_unless_said_otherwise() -> None:
+    weights = checkpoint(Architecture(width=4))
+    assert OpenVinoRuntime(weights, threads=16).streams == 4
+    assert OpenVinoRuntime(weights, threads=16, streams=8).streams == 8
+    assert OpenVinoRuntime(weights, threads=3, streams=8).streams == 3
 
 
 def test_fewer_tiles_a_pass_from_now_on_give_the_same_answer() -> None:

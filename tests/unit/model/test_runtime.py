@@ -8,7 +8,7 @@ import torch
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint, write_checkpoint
 from model.errors import WeightsError
-from model.runtime import TorchRuntime, available_cpus, choose_device
+from model.runtime import TorchRuntime, _container_cpus, available_cpus, choose_device
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +109,23 @@ def test_a_gpu_agrees_with_the_cpu_and_with_itself(checkpoint: Checkpoint) -> No
 
 def test_at_least_one_core_is_available() -> None:
     assert available_cpus() >= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "what is this\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_share_of_the_processor_is_known(
+    tmp_path: Path, files: dict[str, str], cpus: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert _container_cpus(tmp_path) == cpus

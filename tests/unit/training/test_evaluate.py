@@ -21,9 +21,9 @@ from training.report import write_report
 class BrightnessRuntime:
     """Answers with the image itself: logit of the grey level over 255. A known network, run for real."""
 
-    name, device, precision, batch_tiles = "brightness", "cpu", "fp32", 1
+    name, device, precision, batch_tiles, streams = "brightness", "cpu", "fp32", 1, 1
 
-    def run(self, batch: Batch) -> Logits:
+    def run(self, batch: Batch, *, alone: bool = False) -> Logits:
         probability = torch.from_numpy(batch).clamp(0.001, 0.999)
         return torch.logit(probability).numpy()
 
