@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+from axe_playwright_python.sync_playwright import Axe
 from PIL import ExifTags
 from PIL import Image as PillowImage
 from playwright.sync_api import Browser, Page, Route, expect
@@ -77,6 +78,12 @@ def ask_for_mask(server: ServerProcess, data: bytes, **query: Any) -> npt.NDArra
     return mask
 
 
+def find_barriers(page: Page) -> list[str]:
+    """What axe-core finds that keeps people out: names, roles, contrast, order of headings and such (WCAG 2.2 AA)."""
+    violations = Axe().run(page).response["violations"]
+    return [f"{found['id']}: {node['html']}" for found in violations for node in found["nodes"]]
+
+
 def wait_for(page: Page, state: str) -> None:
     page.wait_for_selector(f"#overlay[data-state={state}]")
 
@@ -118,6 +125,7 @@ def test_three_dropped_pictures_are_segmented_and_the_stack_asks_for_its_plane(
     problem = page.locator("#problem")
     expect(problem).to_contain_text("3 planes")
     expect(page.locator("#planes-hint")).to_have_text("0 to 2")
+    assert find_barriers(page) == []
     page.fill("#plane", "1")
     page.press("#plane", "Enter")
     wait_for(page, "exact")
@@ -373,10 +381,12 @@ def test_the_sample_in_light_and_dark_wide_and_narrow(
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
     page = context.new_page()
     page.goto(f"{server.url}/")
+    assert find_barriers(page) == []
     page.click("#try")
     wait_for(page, "exact")
     page.screenshot(path=tmp_path / f"{scheme}-{width}.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert find_barriers(page) == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 20, 24)"
     assert dark == (scheme == "dark")
     context.close()
