@@ -23,7 +23,8 @@ from app.uploads import Upload, UploadBudget
 from model.errors import SegmentationError
 from model.images import ImageHeader, encode_png, inspect_image, open_image, to_display
 from model.outputs import NEEDS_IMAGE, SUFFIXES, encode_output
-from model.tiling import Stitcher, plan_tiles
+from model.segmenter import MapStitcher
+from model.tiling import plan_tiles
 from model.types import Image
 
 logger = logging.getLogger("app.service")
@@ -68,7 +69,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Prepared:
-    stitcher: Stitcher
+    stitcher: MapStitcher
     image: Image | None  # kept where the result shows it
     seconds: float
 

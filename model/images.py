@@ -10,20 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image as PillowImage
-from PIL import PngImagePlugin
 
 from model import npy, pictures, tiff
 from model.errors import ImageError, UndecodableImageError
+from model.png import write_png
 from model.source import DEFAULT_MAX_PIXELS, ImageSource, PixelSize, Selection, decoder_errors
-from model.types import Image, Labels, Mask, Probability
+from model.types import Image, Labels, Levels, Mask, Probability
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy",
     ".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk", ".svs",
 )  # fmt: skip
-# zlib's level 1: masks and labels are long runs, where higher levels cost several times as much for a few per cent
-PNG_LEVEL = 1
 
 
 @dataclass(frozen=True)
@@ -136,12 +133,14 @@ def file_errors(path: Path) -> Iterator[None]:
 
 def encode_mask(mask: Mask, text: Mapping[str, str] | None = None) -> bytes:
     """8-bit grey PNG, 0 and 255 only, of an (H, W) mask; `text` goes into its text chunks."""
-    return encode_png(mask.astype(np.uint8) * np.uint8(255), text)
+    return write_png(mask, content="mask", text=text)
 
 
-def encode_probability(probability: Probability, text: Mapping[str, str] | None = None) -> bytes:
-    """16-bit grey PNG of an (H, W) probability: 0 is 0, 65535 is 1."""
-    return encode_png(np.rint(probability * np.float32(65535)).astype(np.uint16), text)
+def encode_probability(probability: Probability | Levels, text: Mapping[str, str] | None = None) -> bytes:
+    """16-bit grey PNG of an (H, W) probability, or of its steps of 1/65535: 0 is 0, 65535 is 1."""
+    if probability.dtype != np.uint16:
+        probability = np.rint(probability * np.float32(65535)).astype(np.uint16)
+    return write_png(probability, text=text)
 
 
 def encode_labels(labels: Labels, text: Mapping[str, str] | None = None) -> tuple[bytes, str]:
@@ -151,22 +150,17 @@ def encode_labels(labels: Labels, text: Mapping[str, str] | None = None) -> tupl
         The bytes and their media type.
     """
     if int(labels.max(initial=0)) <= np.iinfo(np.uint16).max:
-        return encode_png(labels.astype(np.uint16), text), "image/png"
+        return write_png(labels, content="labels", text=text), "image/png"
     buffer = io.BytesIO()
     # as bytes: tifffile wants ASCII in a str
     description = "\n".join(f"{key}={value}" for key, value in (text or {}).items()).encode()
-    tifffile.imwrite(buffer, labels.astype(np.uint32), compression="zlib", description=description, metadata=None)
+    tifffile.imwrite(buffer, labels.view(np.uint32), compression="zlib", description=description, metadata=None)
     return buffer.getvalue(), "image/tiff"
 
 
 def encode_png(pixels: npt.NDArray[Any], text: Mapping[str, str] | None = None) -> bytes:
     """PNG of (H, W) uint8 or uint16, or (H, W, 3) uint8 pixels."""
-    info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        info.add_text(key, value)
-    buffer = io.BytesIO()
-    PillowImage.fromarray(pixels).save(buffer, format="PNG", compress_level=PNG_LEVEL, pnginfo=info)
-    return buffer.getvalue()
+    return write_png(pixels, text=text)
 
 
 def to_display(image: Image) -> npt.NDArray[np.uint8]:

@@ -58,7 +58,7 @@ def encode_output(
     if output == "mask":
         return encode_mask(segmentation.mask(), text), "image/png"
     if output == "probability":
-        return encode_probability(segmentation.probability, text), "image/png"
+        return encode_probability(segmentation.maps.cell, text), "image/png"
     labels = segmentation.labels()
     if output == "labels":
         return encode_labels(labels, text)
@@ -75,7 +75,7 @@ def encode_output(
     data, media_type = encode_labels(labels, text)
     parts = {
         "mask.png": encode_mask(labels > 0, text),
-        "probability.png": encode_probability(segmentation.probability, text),
+        "probability.png": encode_probability(segmentation.maps.cell, text),
         f"labels{SUFFIXES[media_type]}": data,
     }
     if output == "view":

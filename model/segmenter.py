@@ -11,10 +11,13 @@ import numpy as np
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
 from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, threshold_mask, to_maps
-from model.preprocess import preprocess
+from model.preprocess import Preprocessor, RowReader
 from model.runtime import Precision, Runtime, make_runtime
-from model.tiling import Stitcher, plan_tiles
+from model.tiling import PlaneReader, Stitcher, TileGrid, plan_tiles
 from model.types import Image, Labels, Logits, Mask, Probability
+
+# Up to here an image's logits are kept whole; 12 bytes a pixel for three maps.
+MAPS_AT_ONCE_PX = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Segmentation:
     """The answer for one image; each part is made when it is asked for.
 
     Attributes:
-        maps: cell and border probabilities.
+        maps: what the network said.
         threshold: in [0, 1], that `mask` and `labels` use.
         min_area_px: smallest cell kept, in pixels.
         cores: how `labels` parts touching cells.
@@ -36,7 +39,7 @@ class Segmentation:
     @property
     def probability(self) -> Probability:
         """(H, W) float32 in [0, 1]: of being inside a cell."""
-        return self.maps.cell
+        return self.maps.probability
 
     def labels(self) -> Labels:
         """(H, W) int32: 0 is background, cells are 1..n."""
@@ -48,6 +51,43 @@ class Segmentation:
             return threshold_mask(self.maps.cell, self.threshold)
         mask: Mask = self.labels() > 0
         return mask
+
+
+class MapStitcher(Stitcher):
+    """A Stitcher that keeps, of a large image, not the logits but the maps that are made of them.
+
+    Args:
+        planes, grid: as there.
+        config: says what the logits mean.
+    """
+
+    def __init__(self, planes: PlaneReader, grid: TileGrid, config: ModelConfig) -> None:
+        super().__init__(planes, grid, config.architecture.n_classes)
+        self._config = config
+        # Small images are left to whoever asks for the maps, so that the thread of the network goes on with the next.
+        self._at_once = grid.height * grid.width <= MAPS_AT_ONCE_PX
+        self._maps: Maps | None = None
+
+    def maps(self) -> Maps:
+        """The maps of the whole image, once complete."""
+        if self._at_once:
+            return self._to_maps(self.result())
+        self._check_complete()
+        if self._maps is None:
+            raise ValueError("an image without rows")
+        return self._maps
+
+    def _finish_rows(self, top: int, logits: Logits) -> None:
+        if self._at_once:
+            super()._finish_rows(top, logits)
+            return
+        band = self._to_maps(logits)
+        if self._maps is None:
+            self._maps = band.empty_like(self.grid.height, self.grid.width)
+        self._maps.put(top, band)
+
+    def _to_maps(self, logits: Logits) -> Maps:
+        return to_maps(logits, self._config.outputs, self._config.activation)
 
 
 class Segmenter:
@@ -68,23 +108,25 @@ class Segmenter:
         self.card: dict[str, Any] = checkpoint.card
         self.version = checkpoint.version
 
-    def start(self, image: Image) -> Stitcher:
-        """Preprocess an image and cut it into tiles, for a caller that runs these itself.
+    def start(self, image: Image | RowReader) -> "MapStitcher":
+        """Find an image's scale and cut it into tiles, for a caller that runs these itself.
+
+        Args:
+            image: in memory, or one whose rows are read as its tiles are.
 
         Raises:
             ImageError: a shape or dtype that is not allowed.
         """
-        architecture = self.config.architecture
-        planes = preprocess(image, n_channels=architecture.n_channels, normalisation=self.config.normalisation)
+        channels = self.config.architecture.n_channels
+        planes = Preprocessor(image, n_channels=channels, normalisation=self.config.normalisation)
         grid = plan_tiles(planes.shape[1], planes.shape[2], self.config.tile_px)
-        return Stitcher(planes, grid, architecture.n_classes)
+        return MapStitcher(planes, grid, self.config)
 
     def finish(
-        self, stitcher: Stitcher, *, threshold: float | None = None, min_area_px: int | None = None
+        self, stitcher: "MapStitcher", *, threshold: float | None = None, min_area_px: int | None = None
     ) -> Segmentation:
         """Turn the collected logits into an answer; None takes the checkpoint's own value."""
-        maps = to_maps(stitcher.result(), self.config.outputs, self.config.activation)
-        return self.read(maps, threshold=threshold, min_area_px=min_area_px)
+        return self.read(stitcher.maps(), threshold=threshold, min_area_px=min_area_px)
 
     def read(self, maps: Maps, *, threshold: float | None = None, min_area_px: int | None = None) -> Segmentation:
         """What the maps of an image mean; None takes the checkpoint's own value."""

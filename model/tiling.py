@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,32 +56,56 @@ def plan_tiles(height: int, width: int, sides: Sequence[int]) -> TileGrid:
     return min(grids, key=lambda grid: grid.pixels)
 
 
+class PlaneReader(Protocol):
+    """Normalised planes that are computed part by part.
+
+    Attributes:
+        shape: (C, H, W) of the whole.
+    """
+
+    shape: tuple[int, int, int]
+
+    def planes(self, top: int, bottom: int, left: int, right: int) -> Planes:
+        """(C, bottom - top, right - left) of them; from any thread."""
+        ...
+
+
 class Stitcher:
     """The tiles of one image on their way through a network.
 
+    It holds neither all planes nor, if a subclass takes the rows as they are finished, all logits: memory does not grow
+    with the number of tiles.
+
     Args:
-        planes: (C, H, W) float32.
+        planes: (C, H, W) float32, or what computes parts of them.
         grid: made for that height and width.
         n_classes: maps that the network returns.
 
-    `tile(i)` may be called in any order; `add(i, logits)` must be called once for each tile in increasing order, which
-    keeps the sums, and so every byte of the result, independent of what else the network was working on.
+    `tile(i)` may be called in any order, from any thread; `add(i, logits)` must be called once for each tile in
+    increasing order, which keeps the sums, and so every byte of the result, independent of what else the network was
+    working on.
     """
 
-    def __init__(self, planes: Planes, grid: TileGrid, n_classes: int) -> None:
+    def __init__(self, planes: Planes | PlaneReader, grid: TileGrid, n_classes: int) -> None:
         self.grid = grid
-        bottom = grid.ys[-1] + grid.side - grid.height
-        right = grid.xs[-1] + grid.side - grid.width
-        self._padded = np.pad(planes, ((0, 0), (0, max(bottom, 0)), (0, max(right, 0))), mode="reflect")
-        self._whole = len(grid) == 1
-        self._logits: Logits = np.zeros((n_classes, grid.height, grid.width), dtype=np.float32)
+        self._planes: PlaneReader = _ArrayPlanes(planes) if isinstance(planes, np.ndarray) else planes
+        self._n_classes = n_classes
         self._next = 0
+        # sums of the rows that the row of tiles under way covers, from row `_top` on
+        self._top = 0
+        self._sums: Logits = np.zeros((n_classes, 0, grid.width), dtype=np.float32)
+        self._logits: Logits | None = None
 
     def tile(self, index: int) -> Planes:
-        """(C, side, side): a view of the padded planes."""
+        """(C, side, side); where it reaches past the image, that is mirrored at its last row and column."""
         y, x = self._origin(index)
-        side = self.grid.side
-        return self._padded[:, y : y + side, x : x + side]
+        side, height, width = self.grid.side, self.grid.height, self.grid.width
+        if y + side <= height and x + side <= width:
+            return self._planes.planes(y, y + side, x, x + side)
+        rows, columns = _mirrored(y, side, height), _mirrored(x, side, width)
+        top, left = int(rows.min()), int(columns.min())
+        part = self._planes.planes(top, int(rows.max()) + 1, left, int(columns.max()) + 1)
+        return part[:, (rows - top)[:, None], columns - left]
 
     def add(self, index: int, logits: Logits) -> None:
         """Blend in the (K, side, side) logits of a tile."""
@@ -88,15 +113,20 @@ class Stitcher:
             raise ValueError(f"tile {index} came where tile {self._next} was due")
         self._next += 1
         grid = self.grid
-        y, x = self._origin(index)
-        rows, columns = min(grid.side, grid.height - y), min(grid.side, grid.width - x)
-        target = self._logits[:, y : y + rows, x : x + columns]
-        if self._whole:
-            target[...] = logits[:, :rows, :columns]
+        if len(grid) == 1:
+            self._finish_rows(0, logits[:, : grid.height, : grid.width])
             return
-        down = _weights(grid.ys, grid.side)[index // len(grid.xs)][:rows, None]
-        across = _weights(grid.xs, grid.side)[index % len(grid.xs)][None, :columns]
-        target += logits[:, :rows, :columns] * (down * across)
+        row, column = divmod(index, len(grid.xs))
+        y, x = grid.ys[row], grid.xs[column]
+        rows, columns = min(grid.side, grid.height - y), min(grid.side, grid.width - x)
+        if column == 0:
+            self._begin_row(y, rows)
+        down = _weights(grid.ys, grid.side)[row][:rows, None]
+        across = _weights(grid.xs, grid.side)[column][None, :columns]
+        self._sums[:, :rows, x : x + columns] += logits[:, :rows, :columns] * (down * across)
+        if column == len(grid.xs) - 1:
+            done = (grid.ys[row + 1] if row + 1 < len(grid.ys) else grid.height) - y
+            self._finish_rows(y, self._sums[:, :done])
 
     @property
     def complete(self) -> bool:
@@ -105,12 +135,48 @@ class Stitcher:
 
     def result(self) -> Logits:
         """(K, H, W) logits of the whole image, once complete."""
+        self._check_complete()
+        if self._logits is None:
+            raise ValueError("the logits were taken as they came")
+        return self._logits
+
+    def _check_complete(self) -> None:
         if not self.complete:
             raise ValueError(f"{len(self.grid) - self._next} tiles are missing")
-        return self._logits
+
+    def _finish_rows(self, top: int, logits: Logits) -> None:
+        """Take the (K, rows, W) logits of rows that no further tile reaches, from row `top` on; they change later."""
+        if self._logits is None:
+            self._logits = np.empty((self._n_classes, self.grid.height, self.grid.width), dtype=np.float32)
+        self._logits[:, top : top + logits.shape[1]] = logits
+
+    def _begin_row(self, y: int, rows: int) -> None:
+        """Keep of the sums the rows that the next row of tiles reaches too."""
+        sums: Logits = np.zeros((self._n_classes, rows, self.grid.width), dtype=np.float32)
+        kept = self._sums[:, y - self._top :]
+        sums[:, : kept.shape[1]] = kept
+        self._top, self._sums = y, sums
 
     def _origin(self, index: int) -> tuple[int, int]:
         return self.grid.ys[index // len(self.grid.xs)], self.grid.xs[index % len(self.grid.xs)]
+
+
+class _ArrayPlanes:
+    def __init__(self, planes: Planes) -> None:
+        self.shape: tuple[int, int, int] = planes.shape
+        self._planes = planes
+
+    def planes(self, top: int, bottom: int, left: int, right: int) -> Planes:
+        return self._planes[:, top:bottom, left:right]
+
+
+def _mirrored(first: int, count: int, length: int) -> npt.NDArray[np.int64]:
+    """The rows `first` and so on of an image of `length` rows that is mirrored at its edges again and again."""
+    if length == 1:
+        return np.zeros(count, dtype=np.int64)
+    period = 2 * (length - 1)
+    position = np.arange(first, first + count) % period
+    return np.minimum(position, period - position)
 
 
 def _origins(length: int, side: int) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ def test_small_floats_keep_their_digits_and_pixels_that_are_no_numbers_do_not_co
 def test_a_picture_beyond_imagejs_reach_has_all_but_regions() -> None:
     cell = np.zeros((2, 61_000), np.float32)
     cell[:, 10:20] = 0.9
-    segmentation = Segmentation(Maps(cell), threshold=0.5, min_area_px=0)
+    segmentation = Segmentation(Maps.from_probabilities(cell), threshold=0.5, min_area_px=0)
     data, _ = encode_output("all", segmentation, np.zeros((2, 61_000), np.uint8), {})
     names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     assert "rois.zip" not in names
@@ -200,7 +200,7 @@ def test_no_cells_give_an_empty_table_with_its_heading_no_regions_and_no_feature
 def test_all_holds_every_output_with_one_set_of_numbers() -> None:
     cell = np.zeros((30, 40), np.float32)
     cell[5:15, 5:15], cell[20:26, 22:38] = 0.9, 0.8
-    segmentation = Segmentation(Maps(cell), threshold=0.5, min_area_px=3)
+    segmentation = Segmentation(Maps.from_probabilities(cell), threshold=0.5, min_area_px=3)
     image = (cell * 255).astype(np.uint8)
 
     def encode(output: Any) -> bytes:

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image as PillowImage
 from scipy import ndimage
 
+from model import parting, postprocess
 from model.images import encode_probability
 from model.postprocess import PROBABILITY_LEVELS, Cores, Maps, label_cells, threshold_mask, to_maps
 from model.types import Labels, Logits, Probability
@@ -23,7 +24,7 @@ def disc(shape: tuple[int, int], centre: tuple[int, int], radius: float) -> npt.
 
 
 def as_maps(cell: npt.NDArray[np.bool_], border: npt.NDArray[np.bool_] | None = None) -> Maps:
-    return Maps(
+    return Maps.from_probabilities(
         cell=np.where(cell, 0.9, 0.1).astype(np.float32),
         border=None if border is None else np.where(border, 0.9, 0.0).astype(np.float32),
     )
@@ -68,21 +69,22 @@ def test_touching_discs_are_parted_by_their_distance_alone_and_where_it_says_so(
     for x in (25, 60):
         ys, xs = np.ogrid[:50, :90]
         far = np.maximum(far, np.clip(1 - np.hypot(ys - 25, xs - x) / 18, 0, 1)).astype(np.float32)
-    labels = label_cells(Maps(cell.astype(np.float32) * 0.9, distance=far), threshold=0.5)
+    labels = label_cells(Maps.from_probabilities(cell.astype(np.float32) * 0.9, distance=far), threshold=0.5)
     assert labels.max() == 2
     np.testing.assert_array_equal(labels > 0, cell)
     # where one cell ends and the other begins, halfway
     assert labels[25, 38] == labels[25, 25] != labels[25, 60] == labels[25, 47]
-    flat = Maps(cell.astype(np.float32) * 0.9, distance=np.where(cell, 0.9, 0).astype(np.float32))
+    flat = Maps.from_probabilities(cell.astype(np.float32) * 0.9, distance=np.where(cell, 0.9, 0).astype(np.float32))
     assert label_cells(flat, threshold=0.5).max() == 1
 
 
 def test_a_core_needs_both_no_border_and_some_distance() -> None:
     cell, border = two_touching_discs()
-    near = Maps(np.where(cell, 0.9, 0.1).astype(np.float32), np.where(border, 0.9, 0).astype(np.float32))
+    inside, edge = np.where(cell, 0.9, 0.1).astype(np.float32), np.where(border, 0.9, 0).astype(np.float32)
+    near = Maps.from_probabilities(inside, edge)
     assert label_cells(near, threshold=0.5).max() == 2
     left = disc((50, 90), (25, 25), 14)  # the right one has no inside
-    one = Maps(near.cell, near.border, np.where(left, 0.8, 0.1).astype(np.float32))
+    one = Maps.from_probabilities(inside, edge, np.where(left, 0.8, 0.1).astype(np.float32))
     assert label_cells(one, threshold=0.5).max() == 1
 
 
@@ -124,6 +126,41 @@ def test_the_labels_cover_the_mask_exactly_and_are_numbered_by_first_pixel_witho
     assert numbers(labels) == list(range(1, int(labels.max()) + 1))
     for number in range(1, int(labels.max()) + 1):
         assert ndimage.label(labels == number)[1] == 1  # each cell is in one piece
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(seed)
+    far = ndimage.distance_transform_edt(ndimage.gaussian_filter(generator.random((300, 260)), 4) > 0.5)
+    cell = np.asarray(far > 0)
+    distance = np.clip(ndimage.gaussian_filter(far, 1) / 12, 0, 1).astype(np.float32)
+    border = (cell & (generator.random(cell.shape) < 0.02)).astype(np.float32)
+    maps = Maps.from_probabilities(np.where(cell, 0.9, 0.1).astype(np.float32), border, distance)
+    whole = label_cells(maps, threshold=0.5, min_area_px=10)
+    assert whole.max() > ndimage.label(cell)[1]  # some are parted
+    monkeypatch.setattr(parting, "AT_ONCE_PX", 4000)
+    monkeypatch.setattr(parting, "BLOCK_PX", 100)
+    monkeypatch.setattr(parting, "HALO_PX", 300)  # as far as any of the regions reaches
+    monkeypatch.setattr(postprocess, "BAND_PX", 3000)
+    np.testing.assert_array_equal(label_cells(maps, threshold=0.5, min_area_px=10), whole)
+
+
+def test_a_region_larger_than_a_block_is_parted_into_the_same_cells_but_for_pixels_at_the_seams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ys, xs = np.mgrid[:400, :400]
+    near = np.hypot(ys % 40 - 20, xs % 40 - 20)  # a hundred cells side by side, one region
+    distance = np.clip(1 - near / 24, 0, 1).astype(np.float32)
+    maps = Maps.from_probabilities(np.full((400, 400), 0.9, np.float32), distance=distance)
+    whole = label_cells(maps, threshold=0.5)
+    monkeypatch.setattr(parting, "AT_ONCE_PX", 4000)
+    monkeypatch.setattr(parting, "BLOCK_PX", 90)
+    monkeypatch.setattr(parting, "HALO_PX", 30)
+    blocks = label_cells(maps, threshold=0.5)
+    assert whole.max() == blocks.max() == 100
+    assert (whole != blocks).mean() < 0.05  # along the edges of cells, where both are as near
 
 
 def test_corners_that_touch_do_not_join_cells() -> None:
@@ -172,7 +209,7 @@ def every_level() -> Probability:
     levels = np.arange(PROBABILITY_LEVELS + 1) / PROBABILITY_LEVELS
     with np.errstate(divide="ignore"):
         logits = (np.log(levels) - np.log1p(-levels)).astype(np.float32).reshape(1, 256, 256)
-    return to_maps(logits, ("cell",), "sigmoid").cell
+    return to_maps(logits, ("cell",), "sigmoid").probability
 
 
 THRESHOLDS = [0.0, 1.0, 0.5, 0.1, 0.2, 0.25, 0.3, 0.4, 0.6, 0.62, 0.7, 0.75, 0.8, 0.9, 0.95, 0.999, 1e-6, 1 / 3]
@@ -192,7 +229,7 @@ def test_a_16_bit_picture_of_the_probability_gives_the_mask_again(threshold: flo
 
 def test_probabilities_come_in_steps_of_a_16_bit_picture() -> None:
     logits = np.random.default_rng(0).normal(size=(1, 50, 60)).astype(np.float32) * 5
-    cell = to_maps(logits, ("cell",), "sigmoid").cell
+    cell = to_maps(logits, ("cell",), "sigmoid").probability
     assert cell.dtype == np.float32
     levels = cell.astype(np.float64) * PROBABILITY_LEVELS
     np.testing.assert_allclose(levels, np.rint(levels), atol=0.01)
@@ -207,28 +244,28 @@ def test_softmax_is_over_the_maps_and_several_cell_maps_add_up() -> None:
     logits = three_maps()
     maps = to_maps(logits, ("background", "cell", "cell"), "softmax")
     background = np.exp(logits[0]) / np.exp(logits).sum(0)
-    np.testing.assert_allclose(maps.cell, 1 - background, atol=2e-5)
+    np.testing.assert_allclose(maps.probability, 1 - background, atol=2e-5)
     assert maps.border is None
 
 
 def test_each_map_is_found_by_its_name() -> None:
     logits = three_maps()
     maps = to_maps(logits, ("background", "border", "cell"), "sigmoid")
-    np.testing.assert_allclose(maps.cell, 1 / (1 + np.exp(-logits[2])), atol=1e-5)
+    np.testing.assert_allclose(maps.probability, 1 / (1 + np.exp(-logits[2])), atol=1e-5)
     assert maps.border is not None
-    np.testing.assert_allclose(maps.border, 1 / (1 + np.exp(-logits[1])), atol=1e-5)
+    np.testing.assert_allclose(maps.border / 255, 1 / (1 + np.exp(-logits[1])), atol=1 / 500)
 
 
 def test_huge_logits_give_0_and_1_and_no_warning() -> None:
     logits = np.array([[[-3e38, -1000, 1000, 3e38]]], dtype=np.float32)
-    np.testing.assert_array_equal(to_maps(logits, ("cell",), "sigmoid").cell, [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(to_maps(logits, ("cell",), "sigmoid").cell, [[0, 0, 65535, 65535]])
 
 
 def test_cores_above_a_threshold_of_their_own_part_a_region_of_the_cell_map() -> None:
     cell = np.zeros((20, 60), np.float32)
     cell[5:15, 5:55] = 0.6
     cell[6:14, 8:24], cell[6:14, 34:52] = 0.95, 0.95
-    maps = Maps(cell)
+    maps = Maps.from_probabilities(cell)
     assert label_cells(maps, threshold=0.5).max() == 1
     labels = label_cells(maps, threshold=0.5, cores=Cores(threshold=0.8))
     assert labels.max() == 2
@@ -243,6 +280,6 @@ def test_what_makes_a_core_can_be_chosen_with_a_border_too() -> None:
     cell[5:15, 5:55] = 0.9
     border = np.zeros_like(cell)
     border[5:15, 29:32] = 0.4
-    maps = Maps(cell, border)
+    maps = Maps.from_probabilities(cell, border)
     assert label_cells(maps, threshold=0.5).max() == 2  # 0.5 is not above 0.6
     assert label_cells(maps, threshold=0.5, cores=Cores(threshold=0.3)).max() == 1

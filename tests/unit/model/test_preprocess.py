@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from model.errors import ImageError
-from model.preprocess import CLIP_HIGH, CLIP_LOW, HIGH_PERCENTILE, LOW_PERCENTILE, Normalisation, preprocess
+from model.preprocess import (
+    CLIP_HIGH,
+    CLIP_LOW,
+    HIGH_PERCENTILE,
+    LOW_PERCENTILE,
+    Normalisation,
+    Preprocessor,
+    preprocess,
+)
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
 
@@ -192,3 +200,24 @@ def test_the_image_is_left_as_it_was() -> None:
         percentile(image)
         preprocess(image, n_channels=1, normalisation="raw")
         np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize("normalisation", ["percentile", "raw", "unit"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64, np.bool_])
+@pytest.mark.parametrize("shape", [(90, 70), (90, 70, 3)])
+def test_a_part_has_the_numbers_that_it_has_in_the_whole(
+    shape: tuple[int, ...],
+    dtype: type[Any],
+    normalisation: Normalisation,
+    n_channels: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = np.random.default_rng(0).integers(0, 251, shape).astype(dtype)
+    if np.dtype(dtype).kind == "f":
+        image.flat[::7], image.flat[::11], image.flat[3] = np.nan, np.inf, -np.inf
+    whole = preprocess(image, n_channels=n_channels, normalisation=normalisation)
+    monkeypatch.setattr("model.preprocess.BAND_PX", 500)
+    parts = Preprocessor(image, n_channels=n_channels, normalisation=normalisation)
+    assert parts.shape == whole.shape
+    np.testing.assert_array_equal(parts.planes(13, 61, 5, 70), whole[:, 13:61, 5:70])

@@ -11,6 +11,7 @@ from torch import Tensor
 from model.checkpoint import Architecture, ModelConfig, write_checkpoint
 from model.errors import ImageError, WeightsError
 from model.segmenter import Segmenter, load_segmenter
+from model.types import Image
 
 
 def written(path: Path, state: dict[str, Tensor] | None = None, **config: Any) -> Path:
@@ -128,6 +129,40 @@ def test_tiles_one_by_one_or_four_at_a_time_give_almost_the_same(tmp_path: Path)
     one, four = (load_segmenter(path, device="cpu", batch_tiles=n).segment(image).probability for n in (1, 4))
     assert one.std() > 5e-4
     np.testing.assert_allclose(one, four, atol=4e-5)
+
+
+class Rows:
+    """An image that is read by rows, and remembers which."""
+
+    def __init__(self, image: Image) -> None:
+        self.height, self.width = image.shape[:2]
+        self.longest = 0
+        self._image = image
+
+    def read_rows(self, start: int, stop: int) -> Image:
+        self.longest = max(self.longest, stop - start)
+        return self._image[start:stop]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_large_image_is_read_and_kept_by_rows_to_the_same_bytes(
+    dtype: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = ("cell", "border", "distance")
+    architecture = Architecture(width=4, n_classes=3, align_corners=False)
+    segmenter = load_segmenter(written(tmp_path / "w.pth", architecture=architecture, outputs=outputs), device="cpu")
+    image = np.random.default_rng(0).integers(0, 250, (500, 170)).astype(dtype)
+    at_once = segmenter.segment(image).maps
+    monkeypatch.setattr("model.segmenter.MAPS_AT_ONCE_PX", 0)
+    monkeypatch.setattr("model.preprocess.BAND_PX", 5000)
+    rows = Rows(image)
+    stitcher = segmenter.start(rows)
+    for index in range(len(stitcher.grid)):
+        stitcher.add(index, segmenter.runtime.run(np.ascontiguousarray(stitcher.tile(index)[None]))[0])
+    by_rows = segmenter.finish(stitcher).maps
+    assert rows.longest < 200
+    for name in outputs:
+        np.testing.assert_array_equal(getattr(by_rows, name), getattr(at_once, name))
 
 
 def test_an_image_that_cannot_be_taken_is_refused(thresholder: Segmenter) -> None:
