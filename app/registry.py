@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from app.errors import UnknownModelError, WeightsRefusedError
-from app.schemas import ReloadReport
+from app.schemas import ModelSummary, ReloadReport
 from app.settings import Settings
 from model import Segmenter, WeightsError, load_segmenter
+from model.twin import SUFFIX as TWIN_SUFFIX
+from model.twin import twin_path
 
 logger = logging.getLogger("app.registry")
 
@@ -37,11 +39,25 @@ class Model:
         """SHA-256 of its file."""
         return self.segmenter.version
 
+    def summarise(self, *, default: bool) -> ModelSummary:
+        """What the API says of it."""
+        runtime = self.segmenter.runtime
+        return ModelSummary(
+            name=self.name,
+            version=self.version,
+            default=default,
+            runtime=runtime.name,
+            precision=runtime.precision,
+            device=runtime.device,
+        )
+
 
 @dataclass(frozen=True)
 class _File:
+    """A file of weights, and its int8 twin where there is one: they are loaded, and change, together."""
+
     path: Path
-    signature: Signature
+    signature: tuple[Signature, Signature | None]
 
 
 class Registry:
@@ -66,10 +82,11 @@ class Registry:
         self._note_reload = note_reload
         self._on_swap = on_swap
         self._models: dict[str, Model] = {}
-        self._seen: dict[str, Signature] = {}
+        self._seen: dict[str, tuple[Signature, Signature | None]] = {}
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._refused: dict[str, str] = {}
+        self._refused_twins: dict[str, str] = {}
         self._unfit: dict[str, str] = {}
         self.folder_error: str | None = None  # why the folder cannot be looked into, as long as it can't
         self.last_reload: ReloadReport | None = None
@@ -105,7 +122,7 @@ class Registry:
     @property
     def refused(self) -> dict[str, str]:
         """Files that cannot be used, by model name or, where that is what is wrong, by file name; and why."""
-        return self._refused | self._unfit
+        return self._refused | self._refused_twins | self._unfit
 
     def get(self, name: str | None) -> Model:
         """The model of that name, or the default one.
@@ -183,6 +200,7 @@ class Registry:
             for name in (self._seen.keys() | self._refused.keys()) - files.keys():
                 self._seen.pop(name, None)
                 self._refused.pop(name, None)
+                self._refused_twins.pop(f"{name}{TWIN_SUFFIX}", None)
                 if name != self._settings.default_model and name in self._models:
                     del self._models[name]
                     logger.info("model %s is gone", name)
@@ -198,7 +216,7 @@ class Registry:
         try:
             self._put(name, await self._in_thread(self._load, file.path))
         except WeightsError as reason:
-            error = str(reason).replace(str(file.path), file.path.name)
+            error = str(reason).replace(f"{file.path.parent}/", "")
         except Exception as reason:
             logger.exception("unforeseen error on loading %s", file.path)
             error = f"{file.path.name} could not be loaded ({type(reason).__name__})"
@@ -220,8 +238,18 @@ class Registry:
         return error
 
     def _put(self, name: str, segmenter: Segmenter) -> None:
+        old = self._models.get(name)
+        twin_name = f"{name}{TWIN_SUFFIX}"
+        if segmenter.twin_error is None:
+            self._refused_twins.pop(twin_name, None)
+        else:
+            self._refused_twins[twin_name] = segmenter.twin_error.replace(f"{self._settings.weights_dir}/", "")
+            logger.warning("int8 twin not used: %s", self._refused_twins[twin_name])
+            if old and old.version == segmenter.version and old.segmenter.twin is not None:
+                # A twin for weights that are about to come: the old pair is whole, and quicker than half of it.
+                return
         self._models[name] = Model(name, segmenter)  # one assignment: a request sees the old one or the new one
-        logger.info("model %s serves version %s", name, segmenter.version[:12])
+        logger.info("model %s serves version %s in %s", name, segmenter.version[:12], segmenter.runtime.precision)
 
     def _load(self, path: Path) -> Segmenter:
         settings = self._settings
@@ -246,6 +274,12 @@ class Registry:
         try:
             with file.path.open("rb") as stream:
                 same = hashlib.file_digest(stream, "sha256").hexdigest() == model.version
+            twin = model.segmenter.twin
+            if file.signature[1] is None:
+                same = same and twin is None
+            else:
+                digest = hashlib.sha256(twin_path(file.path).read_bytes()).hexdigest()
+                same = same and twin is not None and twin.digest == digest
         except OSError:
             return False  # loading it will say why
         if same:
@@ -269,14 +303,21 @@ class Registry:
                 if path.name[:100] not in self._unfit:
                     logger.error("weights refused: %s", said)
                 continue
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # removed since
-                continue
-            # the change time too, for new permissions leave the others as they were
-            files[path.stem] = _File(path, (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+            signature = _sign(path)
+            if signature is not None:  # else removed since
+                files[path.stem] = _File(path, (signature, _sign(twin_path(path))))
         self._unfit = unfit
         return files
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
+
+
+def _sign(path: Path) -> Signature | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    # the change time too, for new permissions leave the others as they were
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from model.checkpoint import ModelConfig
 from model.outputs import Output
 from model.source import AXES, Selection, check_axes
+from model.twin import TwinReport
 
 INT32_MAX = 2**31 - 1
 
@@ -100,6 +101,9 @@ class ModelSummary(BaseModel):
     name: str
     version: str = Field(description="SHA-256 of its file, 64 hex digits.")
     default: bool = Field(description="Whether requests that name no model get it.")
+    runtime: str = Field(description="Engine that runs it: openvino or torch.")
+    precision: str = Field(description="fp32, fp16, bf16 or int8.")
+    device: str = Field(description="cpu, cuda:0, ...")
 
 
 class ModelDetail(ModelSummary):
@@ -107,6 +111,7 @@ class ModelDetail(ModelSummary):
 
     config: ModelConfig
     card: dict[str, Any]
+    int8: TwinReport | None = Field(description="What running in int8 costs, as checked; null where it does not.")
 
 
 class ModelList(BaseModel):
@@ -166,7 +171,7 @@ class Health(BaseModel):
     batch_tiles: int | None
     default_model: str
     models: list[ModelSummary]
-    refused_weights: dict[str, str] = Field(description="Files that cannot be used, by model name, and why.")
+    refused_weights: dict[str, str] = Field(description="Files that cannot be used, by model or file name, and why.")
     weights_folder_error: str | None = Field(description="Why new weights cannot be looked for; what serves serves on.")
     queue: QueueState
     last_reload: ReloadReport | None

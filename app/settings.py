@@ -30,7 +30,11 @@ class Settings(BaseSettings):
         "best_model", description="Model of requests that name none; start-up fails if it does not load."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    precision: Precision = Field("auto", description="auto, fp32, fp16 or bf16; auto is fp16 on a GPU, else fp32.")
+    precision: Precision = Field(
+        "auto",
+        description="auto, fp32, fp16 (GPU), bf16 or int8 (CPU); auto is fp16 on a GPU, and on a CPU int8 "
+        "for weights with an int8 twin, else fp32.",
+    )
     batch_tiles: int = Field(0, ge=0, le=1024, description="Tiles in one pass; 0 takes what suits the device.")
     streams: int = Field(
         0,

@@ -13,16 +13,18 @@ import numpy.typing as npt
 import openvino as ov
 import openvino.opset15 as ops
 from openvino import Node
-from torch import Tensor
 
-from model.checkpoint import Architecture, Checkpoint
+from model.checkpoint import Architecture, Checkpoint, ModelConfig
 from model.errors import WeightsError
 from model.runtime import available_cpus, fill_batch
+from model.twin import PROBE_STEP, PROBE_TOLERANCE, Twin, probe_batch
 from model.types import Batch, Logits
 from model.unet import STRIDE
 
 logger = logging.getLogger("model.openvino")
 
+# Weights in int8 go from -127 to 127: without -128 they are symmetrical.
+WEIGHT_LEVELS = 127
 # torch.nn.BatchNorm2d's own
 BATCH_NORM_EPSILON = 1e-5
 # More passes beside each other than this were not measured, and a single image has few tiles to share among them.
@@ -35,13 +37,16 @@ class OpenVinoRuntime:
 
     Args:
         checkpoint: whose weights to run.
-        precision: `fp32`, or `bf16` where the processor has the instructions for it.
+        precision: `fp32`, or `bf16` where the processor has the instructions for it; unused with a twin.
+        twin: runs the network in int8.
+        check: see first whether the twin answers here as it did where it was made.
         threads: cores to use; 0 takes all that the process may use.
         batch_tiles: tiles in a pass.
         streams: passes under way at the same time; 0 takes one a core, four at most (decisions/0004).
 
     Raises:
-        WeightsError: another precision.
+        WeightsError: another precision; or the twin does not fit the network, or gives other answers here than where it
+            was checked.
     """
 
     name = "openvino"
@@ -55,18 +60,24 @@ class OpenVinoRuntime:
         threads: int = 0,
         batch_tiles: int = 1,
         streams: int = 0,
+        twin: Twin | None = None,
+        check: bool = True,
     ) -> None:
         if precision not in HINTS:
             raise WeightsError(f"precision {precision!r} on a CPU; allowed are {' and '.join(HINTS)}")
-        self.precision = precision
+        self.precision = "int8" if twin else precision
+        self._hint = HINTS[precision]
+        self._twin = twin
         self.batch_tiles = batch_tiles
         self._threads = threads or available_cpus()
         self.streams = min(streams or MAX_STREAMS, self._threads)
         self._architecture = checkpoint.config.architecture
-        self._state = {name: _array(tensor) for name, tensor in checkpoint.state.items()}
+        self._state = state_arrays(checkpoint)
         self._core = ov.Core()
         self._engines: dict[tuple[int, int, int], _Engine] = {}
         self._lock = threading.Lock()
+        if twin and check:
+            self._check(checkpoint.config, twin)
 
     def run(self, batch: Batch, *, alone: bool = False) -> Logits:
         """As model.runtime.Runtime says."""
@@ -91,8 +102,20 @@ class OpenVinoRuntime:
                 engine = self._engines[key] = self._compile(key)
         return engine
 
+    def _check(self, config: ModelConfig, twin: Twin) -> None:
+        """Whether the twin answers here as it did where it was checked: some processors' int8 products saturate."""
+        expected = np.array(twin.probe, dtype=np.float32)
+        found = probe(self, config)
+        if found.shape != expected.shape:
+            raise WeightsError(f"the int8 twin was made for {expected.size} values of a test picture, not {found.size}")
+        off = float(np.abs(found - expected).mean()) / max(float(expected.std()), 1e-6)
+        if not off <= PROBE_TOLERANCE:  # true for NaN
+            raise WeightsError(f"the int8 twin is off by {off:.1%} of the logits' spread on this processor")
+
     def _compile(self, shape: tuple[int, int, int]) -> "_Engine":
         graph = build_graph(self._architecture, self._state, shape)
+        if self._twin:
+            quantise_graph(graph, self._twin)
         shared = _Requests(self._compile_for(graph, self.streams), self.streams)
         whole = _Requests(self._compile_for(graph, 1), 1) if self.streams > 1 else None
         sample = np.random.default_rng(0).normal(size=graph.input(0).shape).astype(np.float32)
@@ -102,7 +125,7 @@ class OpenVinoRuntime:
         options = {
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": self._hint,
             # else the threads of two models, or of two processes, are bound to the same cores
             "ENABLE_CPU_PINNING": False,
         }
@@ -161,22 +184,30 @@ def build_graph(
         shape: tiles, height and width, fixed; height and width divide by 16.
     """
 
-    def convolution(x: Node, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Node:
+    def named(x: Node, name: str) -> Node:
+        x.set_friendly_name(name)
+        return x
+
+    def with_bias(x: Node, bias: npt.NDArray[np.float32], name: str) -> Node:
+        return named(ops.add(x, ops.constant(bias.reshape(1, -1, 1, 1))), f"{name}.bias")
+
+    def convolution(x: Node, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], name: str) -> Node:
         pad = [weight.shape[2] // 2] * 2
-        y = ops.convolution(x, ops.constant(weight), [1, 1], pad, pad, [1, 1])
-        return ops.add(y, ops.constant(bias.reshape(1, -1, 1, 1)))
+        return with_bias(named(ops.convolution(x, ops.constant(weight), [1, 1], pad, pad, [1, 1]), name), bias, name)
 
     def double_conv(x: Node, prefix: str) -> Node:
         for conv, norm in ((0, 1), (3, 4)):
-            weight, bias = _fold(state, f"{prefix}.double_conv.{conv}", f"{prefix}.double_conv.{norm}")
-            x = ops.relu(convolution(x, weight, bias))
+            name = f"{prefix}.double_conv.{conv}"
+            weight, bias = _fold(state, name, f"{prefix}.double_conv.{norm}")
+            x = named(ops.relu(convolution(x, weight, bias, name)), f"{name}.relu")
         return x
 
     def down(x: Node, prefix: str) -> Node:
-        pooled = ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
+        pooled = named(ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]), f"{prefix}.pool").output(0)
         return double_conv(pooled, f"{prefix}.maxpool_conv.1")
 
     def up(below: Node, skip: Node, prefix: str) -> Node:
+        name = f"{prefix}.up"
         if architecture.bilinear:
             mode = "align_corners" if architecture.align_corners else "half_pixel"
             x = ops.interpolate(
@@ -187,11 +218,12 @@ def build_graph(
                 coordinate_transformation_mode=mode,
                 axes=ops.constant(np.array([2, 3], dtype=np.int64)),
             )
+            x = named(x, name)
         else:
-            kernel, bias = state[f"{prefix}.up.weight"], state[f"{prefix}.up.bias"]
+            kernel, bias = state[f"{name}.weight"], state[f"{name}.bias"]
             x = ops.convolution_backprop_data(below, ops.constant(kernel), [2, 2], None, [0, 0], [0, 0], [1, 1])
-            x = ops.add(x, ops.constant(bias.reshape(1, -1, 1, 1)))
-        return double_conv(ops.concat([skip, x], 1), f"{prefix}.conv")
+            x = with_bias(named(x, name), bias, name)
+        return double_conv(named(ops.concat([skip, x], 1), f"{prefix}.concat"), f"{prefix}.conv")
 
     image = ops.parameter([shape[0], architecture.n_channels, shape[1], shape[2]], np.float32, name="image")
     x1 = double_conv(image, "inc")
@@ -202,8 +234,50 @@ def build_graph(
     x = up(x, x3, "up2")
     x = up(x, x2, "up3")
     x = up(x, x1, "up4")
-    logits = convolution(x, state["outc.conv.weight"], state["outc.conv.bias"])
+    logits = convolution(x, state["outc.conv.weight"], state["outc.conv.bias"], "outc.conv")
     return ov.Model([logits], [image], "unet")
+
+
+def quantise_graph(graph: ov.Model, twin: Twin) -> None:
+    """Put a twin's rounding into a graph of `build_graph`; OpenVINO then runs what lies between in int8.
+
+    Raises:
+        WeightsError: the twin names what the network does not have, or does not fit it.
+    """
+    operations = {operation.get_friendly_name(): operation for operation in graph.get_ordered_ops()}
+    try:
+        for quantiser in twin.quantisers:
+            inputs = [operations[name].input(port) for name, port in quantiser.inputs]
+            low, high = (ops.constant(np.float32(end)) for end in (quantiser.low, quantiser.high))
+            source = inputs[0].get_source_output()
+            if any(other.get_source_output() != source for other in inputs):
+                raise WeightsError("the int8 twin does not fit: it rounds different values alike")
+            rounded = ops.fake_quantize(source, low, high, low, high, quantiser.levels)
+            for other in inputs:
+                other.replace_source_output(rounded.output(0))
+        for name, steps in twin.scales.items():
+            weight = operations[name].input(1)
+            values = weight.get_source_output().get_node().get_data()
+            # the channels that are made come first in a convolution, second in a transposed one
+            axis = 0 if operations[name].get_type_name() == "Convolution" else 1
+            scale = np.array(steps, dtype=np.float32).reshape([-1 if i == axis else 1 for i in range(4)])
+            if scale.size != values.shape[axis]:
+                raise WeightsError(f"the int8 twin does not fit: {scale.size} scales for {name}")
+            whole = np.clip(np.rint(values / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
+            restored = ops.multiply(ops.convert(ops.constant(whole), "f32"), ops.constant(scale))
+            weight.replace_source_output(restored.output(0))
+        for name, values in twin.biases.items():
+            bias = operations[f"{name}.bias"].input(1)
+            array = np.array(values, dtype=np.float32).reshape(bias.get_source_output().get_shape())
+            bias.replace_source_output(ops.constant(array).output(0))
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise WeightsError("the int8 twin does not fit the network of its weights") from error
+
+
+def probe(runtime: OpenVinoRuntime, config: ModelConfig) -> npt.NDArray[np.float32]:
+    """Logits of the test picture at some of its pixels, as a twin keeps them."""
+    logits = runtime.run(probe_batch(config))[0, :, ::PROBE_STEP, ::PROBE_STEP]
+    return np.ascontiguousarray(logits).ravel()
 
 
 def _fold(
@@ -219,6 +293,6 @@ def _fold(
     return weight.astype(np.float32), shifted.astype(np.float32)
 
 
-def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
-    array: npt.NDArray[np.float32] = tensor.detach().cpu().numpy()
-    return array
+def state_arrays(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
+    """Parameter name to array."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in checkpoint.state.items()}

@@ -9,9 +9,10 @@ import torch
 
 from model.checkpoint import Checkpoint
 from model.errors import WeightsError
+from model.twin import Twin
 from model.types import Batch, Logits
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 class Runtime(Protocol):
@@ -20,7 +21,7 @@ class Runtime(Protocol):
     Attributes:
         name: of the engine.
         device: `cpu`, `cuda:0`, ...
-        precision: `fp32`, `fp16` or `bf16`.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
         batch_tiles: tiles that go into one pass. A smaller batch is filled up, so that the arithmetic, and so every
             byte of an answer, is the same alone and in company.
         streams: passes that are worth having under way at the same time, each from a thread of its own.
@@ -54,6 +55,8 @@ class TorchRuntime:
     def __init__(
         self, checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
     ) -> None:
+        if precision == "int8":
+            raise WeightsError("precision 'int8' by PyTorch; it is there on a CPU by OpenVINO alone")
         self._device = choose_device(device)
         self.device = str(self._device)
         on_gpu = self._device.type == "cuda"
@@ -103,27 +106,33 @@ def make_runtime(
     precision: Precision = "auto",
     batch_tiles: int = 0,
     streams: int = 0,
+    twin: Twin | None = None,
 ) -> Runtime:
     """The engine that suits a device: PyTorch on a GPU, OpenVINO on a CPU (decisions/0008).
 
     Args:
         checkpoint: whose weights to run.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` (fp16 on a GPU, fp32 on a CPU), `fp32`, `fp16` (GPU alone) or `bf16`.
+        precision: `auto` (fp16 on a GPU; on a CPU int8 with a twin, else fp32), `fp32`, `fp16` (GPU alone), `bf16` or
+            `int8` (CPU alone).
         batch_tiles: tiles in a pass; 0 takes what suits the device.
         streams: passes under way at a time on a CPU, which share its cores; 0 takes what suits it.
+        twin: of the checkpoint, for int8.
 
     Raises:
-        WeightsError: the device is not there, or cannot do that precision.
+        WeightsError: the device is not there, or cannot do that precision; or the twin answers wrongly here.
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":
         return TorchRuntime(checkpoint, device=str(chosen), precision=precision, batch_tiles=batch_tiles)
     from model.openvino_runtime import OpenVinoRuntime  # here, so that a GPU host does not load it
 
+    if precision == "int8" and twin is None:
+        raise WeightsError("precision 'int8' needs an int8 twin beside the weights; there is none")
     return OpenVinoRuntime(
         checkpoint,
-        precision="fp32" if precision == "auto" else precision,
+        precision="fp32" if precision in ("auto", "int8") else precision,
+        twin=twin if precision in ("auto", "int8") else None,
         threads=available_cpus(),
         batch_tiles=batch_tiles or 1,
         streams=streams,

@@ -12,8 +12,9 @@ from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
 from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, threshold_mask, to_maps
 from model.preprocess import Preprocessor, RowReader
-from model.runtime import Precision, Runtime, make_runtime
+from model.runtime import Precision, Runtime, choose_device, make_runtime
 from model.tiling import PlaneReader, Stitcher, TileGrid, plan_tiles
+from model.twin import TwinFile, read_twin
 from model.types import Image, Labels, Logits, Mask, Probability
 
 # Up to here an image's logits are kept whole; 12 bytes a pixel for three maps.
@@ -96,14 +97,25 @@ class Segmenter:
     Args:
         checkpoint: weights, config and card.
         runtime: runs the network.
+        twin: that the runtime runs in int8, with its file's digest.
+        twin_error: why the twin beside the weights is not used.
 
     Example:
         >>> segmenter = load_segmenter(Path("weights/best_model.pth"))  # doctest: +SKIP
         >>> labels = segmenter.segment(image).labels()  # doctest: +SKIP
     """
 
-    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        runtime: Runtime,
+        *,
+        twin: TwinFile | None = None,
+        twin_error: str | None = None,
+    ) -> None:
         self.runtime = runtime
+        self.twin = twin
+        self.twin_error = twin_error
         self.config: ModelConfig = checkpoint.config
         self.card: dict[str, Any] = checkpoint.card
         self.version = checkpoint.version
@@ -199,13 +211,35 @@ def load_segmenter(
     Args:
         path: a Maskwell checkpoint, or a bare state dict of a known U-Net.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` (float16 on a GPU, else float32), `fp32`, `fp16` (GPU alone) or `bf16`.
+        precision: `auto` (float16 on a GPU; on a CPU int8 where the weights have a twin that fits, else float32),
+            `fp32`, `fp16` (GPU alone), `bf16` or `int8` (CPU alone).
         batch_tiles: tiles in a pass; 0 takes what suits the device.
         streams: passes under way at a time on a CPU; 0 takes what suits it.
 
     Raises:
-        WeightsError: the file cannot be used, or the device is not there.
+        WeightsError: the file cannot be used, or the device is not there; or int8 was asked for and there is no twin
+            that fits.
     """
     checkpoint = read_checkpoint(path)
+    if precision in ("auto", "int8") and choose_device(device).type == "cpu":
+        twin_error = None
+        try:
+            twin = read_twin(path, checkpoint.version)
+            if twin is not None:
+                runtime = make_runtime(
+                    checkpoint,
+                    device=device,
+                    precision="int8",
+                    batch_tiles=batch_tiles,
+                    streams=streams,
+                    twin=twin.twin,
+                )
+                return Segmenter(checkpoint, runtime, twin=twin)
+        except WeightsError as error:
+            if precision == "int8":
+                raise
+            twin_error = str(error)
+        runtime = make_runtime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles, streams=streams)
+        return Segmenter(checkpoint, runtime, twin_error=twin_error)
     runtime = make_runtime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles, streams=streams)
     return Segmenter(checkpoint, runtime)

@@ -1,4 +1,4 @@
-"""`python -m training`: fit, evaluate, tune, publish, export-bioimageio and synthesize on the command line."""
+"""The command line `python -m training`: fit, evaluate, tune, publish, quantise, export-bioimageio, synthesize."""
 
 import argparse
 import json
@@ -124,12 +124,28 @@ def _publish(options: argparse.Namespace) -> int:
             force=options.force,
             tolerance=options.tolerance,
             device=options.device,
+            int8=options.int8,
             quiet=options.quiet,
         )
     except RefusedError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 1
     print(report)
+    return 0
+
+
+def _quantise(options: argparse.Namespace) -> int:
+    from model.twin import twin_path
+    from training.data import find_pairs
+    from training.errors import RefusedError
+    from training.quantise import describe_twin, quantise
+
+    try:
+        report = quantise(options.weights, find_pairs(options.data), quiet=options.quiet)
+    except RefusedError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 1
+    print(f"{twin_path(options.weights)}\n{describe_twin(report)}")
     return 0
 
 
@@ -232,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--to", type=Path, default=Path("weights/best_model.pth"))
     publish.add_argument("--force", action="store_true", help="publish a worse one too")
     publish.add_argument("--tolerance", type=float, default=0.0, help="Dice that it may be worse by")
+    publish.add_argument("--no-int8", dest="int8", action="store_false", help="make no int8 twin for serving on a CPU")
     _add_common(publish)
 
     tune = commands.add_parser("tune", help="choose threshold and parting of cells anew, for other images")
@@ -249,6 +266,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--name", required=True, help="of the model, 5 letters at least")
     export.add_argument("--author", action="append", required=True, help="of the model; may be given several times")
     export.add_argument("--license", help="SPDX identifier of the weights' licence, such as CC0-1.0")
+
+    quantise = commands.add_parser("quantise", help="make the int8 twin of weights that are there already")
+    quantise.set_defaults(run=_quantise)
+    quantise.add_argument("weights", type=Path, help="the twin is written beside them")
+    quantise.add_argument("data", type=Path, help="images with truth, some that they were trained on and some not")
+    quantise.add_argument("--quiet", action="store_true", help="no progress bar")
 
     synthesize = commands.add_parser("synthesize", help="draw a small data set of cells with truth")
     synthesize.set_defaults(run=_synthesize)

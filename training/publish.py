@@ -4,16 +4,17 @@ import fcntl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model.checkpoint import read_checkpoint, write_atomically
 from model.errors import WeightsError
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
+from model.twin import TwinReport, twin_path, write_twin
 from training.data import Pair
-from training.dataset import PairCache, image_digest
+from training.dataset import PairCache
 from training.errors import DataError, RefusedError, RunError
 from training.evaluate import evaluate
+from training.quantise import describe_twin, make_twin, split_for_twin, unseen_pairs
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class PublishReport:
         current_dice: of the weights that it replaced; None if there were none that could be read.
         n_images: that both were scored on.
         n_left_out: that were not used, for the candidate was trained on them.
+        twin: how well its int8 twin answers; None if it has none.
+        twin_error: why it has none.
     """
 
     to: Path
@@ -35,6 +38,8 @@ class PublishReport:
     current_dice: float | None
     n_images: int
     n_left_out: int
+    twin: TwinReport | None = None
+    twin_error: str | None = None
 
     def __str__(self) -> str:
         before = "nothing before it" if self.current_dice is None else f"before it {self.current_dice:.4f}"
@@ -42,6 +47,8 @@ class PublishReport:
             f"published {self.to} as version {self.version[:12]}: Dice {self.candidate_dice:.4f} on "
             f"{self.n_images} images, {before}"
             + (f"; {self.n_left_out} images that it was trained on were left out" if self.n_left_out else "")
+            + (f"\n{describe_twin(self.twin)}" if self.twin else "")
+            + (f"\nno int8 twin, so a CPU runs it in float32: {self.twin_error}" if self.twin_error else "")
         )
 
 
@@ -53,9 +60,12 @@ def publish(
     force: bool = False,
     tolerance: float = 0.0,
     device: str = "auto",
+    int8: bool = True,
     quiet: bool = False,
 ) -> PublishReport:
-    """Replace the weights in service by a candidate, if it is not worse.
+    """Replace the weights in service by a candidate, if it is not worse, and their int8 twin by the candidate's.
+
+    A twin that is not good enough (training.quantise) is left out, and the candidate published without one.
 
     Images that the candidate was trained on are left out: it would be judged on what it has seen. Its card tells them
     by their pixels, or by their names where an older card has no more than these.
@@ -67,6 +77,7 @@ def publish(
         force: publish a worse candidate too. One that cannot be read, or whose network answers with NaN or one and the
             same value everywhere, is never published.
         tolerance: mean Dice that the candidate may be worse by.
+        int8: make a twin at all.
         device, quiet: as everywhere.
 
     Raises:
@@ -82,7 +93,7 @@ def publish(
     segmenter.warm_up()
     if to.is_dir():
         raise RunError(f"{to} is a folder; --to names a file")
-    unseen = _unseen(pairs, checkpoint.card)
+    unseen = unseen_pairs(pairs, checkpoint.card)
     if not unseen:
         raise DataError(f"{candidate} was trained on all {len(pairs)} of these images; name others to compare on")
     cache = PairCache(unseen, quiet=quiet)
@@ -107,17 +118,20 @@ def publish(
                 f"{candidate} has Dice {new:.4f} on {len(cache)} images, the weights in service have {old:.4f}; "
                 "--force publishes it all the same"
             )
+        twin, twin_error = None, None
+        if int8:
+            try:
+                twin = make_twin(checkpoint, split_for_twin(pairs, checkpoint.card), quiet=quiet)
+            except RefusedError as error:
+                twin_error = str(error)
+        # The twin first: a service that looks between the two goes on with the old pair, which it has in memory.
+        if twin is not None:
+            write_twin(to, twin)
         write_atomically(to, candidate.read_bytes())
+        if twin is None:
+            twin_path(to).unlink(missing_ok=True)
         published = read_checkpoint(to)
         if published.version != checkpoint.version:
             raise RunError(f"{candidate} was changed while it was being published")
-    return PublishReport(to, published.version, new, old, len(cache), len(pairs) - len(cache))
-
-
-def _unseen(pairs: Sequence[Pair], card: dict[str, Any]) -> list[Pair]:
-    digests, split = card.get("seen"), card.get("split")
-    if isinstance(digests, list):
-        seen = set(digests)
-        return [pair for pair in pairs if image_digest(pair.read()[0]) not in seen]
-    names = set(split.get("train", ())) if isinstance(split, dict) else set()
-    return [pair for pair in pairs if pair.name not in names]
+    report = twin.report if twin else None
+    return PublishReport(to, published.version, new, old, len(cache), len(pairs) - len(cache), report, twin_error)

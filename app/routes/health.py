@@ -10,7 +10,7 @@ from app import __version__
 from app.docs import HEALTH_ANSWERS, LIVE_ANSWERS, READY_ANSWERS
 from app.errors import DrainingError, NotReadyError
 from app.peers import Beat
-from app.schemas import Health, ModelSummary, Probe, QueueState, Workers, WorkerState
+from app.schemas import Health, Probe, QueueState, Workers, WorkerState
 from app.service import Service
 
 router = APIRouter(tags=["health"])
@@ -56,10 +56,7 @@ async def health(request: Request) -> JSONResponse:
         precision=runtime.precision if runtime else None,
         batch_tiles=runtime.batch_tiles if runtime else None,
         default_model=service.settings.default_model,
-        models=[
-            ModelSummary(name=model.name, version=model.version, default=model is default)
-            for model in service.registry.models
-        ],
+        models=[model.summarise(default=model is default) for model in service.registry.models],
         refused_weights=service.registry.refused,
         weights_folder_error=service.registry.folder_error,
         queue=QueueState(

@@ -30,7 +30,13 @@ async def get_model(request: Request, name: str) -> ModelDetail:
     service: Service = request.app.state.service
     model = service.registry.get(name)
     summary = _summarise(service, model)
-    return ModelDetail(**summary.model_dump(), config=model.segmenter.config, card=_without_lists(model.segmenter.card))
+    segmenter = model.segmenter
+    return ModelDetail(
+        **summary.model_dump(),
+        config=segmenter.config,
+        card=_without_lists(segmenter.card),
+        int8=segmenter.twin.twin.report if segmenter.twin else None,
+    )
 
 
 @router.post("/{name}/reload", summary="Load a model's file again", responses=RELOAD_ANSWERS)
@@ -59,7 +65,7 @@ def _check_key(expected: SecretStr | None, given: str | None) -> None:
 
 
 def _summarise(service: Service, model: Model) -> ModelSummary:
-    return ModelSummary(name=model.name, version=model.version, default=model is service.registry.default)
+    return model.summarise(default=model is service.registry.default)
 
 
 def _without_lists(card: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.checkpoint import Architecture, Checkpoint, ModelConfig, write_checkpoint
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint, write_checkpoint
 from model.images import encode_png
+from model.openvino_runtime import OpenVinoRuntime, probe
 from model.runtime import TorchRuntime
 from model.segmenter import Segmenter, load_segmenter
+from model.twin import Quantiser, Twin, TwinReport, write_twin
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 90.0  # a deadline, not an expectation: the machine may be busy
@@ -50,6 +52,27 @@ def write_weights(path: Path, seed: int = 0, **config: Any) -> str:
     threshold = float(np.median(segmenter.segment(draw_cells(256, 256)).probability))
     card = {"data": "drawn", "seed": seed, "split": {"train": ["a", "b"], "validation": ["c"]}, "seen": ["0123abcd"]}
     return write_checkpoint(path, state, model_config.model_copy(update={"threshold": round(threshold, 4)}), card)
+
+
+def write_small_twin(weights: Path) -> Twin:
+    """An int8 twin that rounds what goes into the last convolution, and its weights."""
+    checkpoint = read_checkpoint(weights)
+    weight = checkpoint.state["outc.conv.weight"].numpy()
+    steps = np.abs(weight).max(axis=(1, 2, 3)) / 127
+    twin = Twin(
+        checkpoint=checkpoint.version,
+        quantisers=(Quantiser(inputs=(("outc.conv", 0),), levels=256, low=0.0, high=4.0),),
+        scales={"outc.conv": tuple(float(step) for step in steps)},
+        biases={},
+        probe=(),
+        report=TwinReport(
+            n_calibration=1, n_images=1, dice_fp32=0.9, dice_int8=0.9, agreement=1, kept_float=(), tool="hand"
+        ),
+    )
+    logits = probe(OpenVinoRuntime(checkpoint, twin=twin, check=False), checkpoint.config)
+    twin = twin.model_copy(update={"probe": tuple(logits.tolist())})
+    write_twin(weights, twin)
+    return twin
 
 
 def load_reference(path: Path, *, batch_tiles: int = 1) -> Segmenter:

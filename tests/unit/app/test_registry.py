@@ -12,7 +12,8 @@ from app.registry import Registry
 from app.settings import Settings
 from model.checkpoint import FORMAT, read_checkpoint
 from model.errors import WeightsError
-from tests.e2e.kit import write_weights
+from model.twin import twin_path
+from tests.e2e.kit import write_small_twin, write_weights
 
 
 class Bomb:
@@ -251,5 +252,81 @@ def test_a_reload_takes_names_from_the_folder_only(folder: Path) -> None:
             with pytest.raises(UnknownModelError):
                 await registry.reload(name)
         assert (await registry.reload("best_model")).version == registry.get(None).version
+
+    run(folder, work)
+
+
+def precision_of(registry: Registry) -> str:
+    return registry.get(None).segmenter.runtime.precision
+
+
+def test_an_int8_twin_that_comes_later_is_used_and_one_that_goes_is_not(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        version = registry.get(None).version
+        assert precision_of(registry) == "fp32"
+        write_small_twin(folder / "best_model.pth")
+        await registry.poll()
+        assert (precision_of(registry), registry.get(None).version) == ("int8", version)
+        loaded = registry.get(None)
+        twin_path(folder / "best_model.pth").touch()
+        await registry.poll()
+        assert registry.get(None) is loaded
+        twin_path(folder / "best_model.pth").unlink()
+        await registry.poll()
+        assert precision_of(registry) == "fp32"
+        assert registry.refused == {}
+
+    run(folder, work)
+
+
+def test_between_new_twin_and_new_weights_the_old_pair_serves(folder: Path) -> None:
+    weights = folder / "best_model.pth"
+    write_small_twin(weights)
+    other = folder / ".next.pth"
+    write(other, 5)
+    new = write_small_twin(other)
+
+    async def work(registry: Registry) -> None:
+        old = registry.get(None)
+        twin_path(other).replace(twin_path(weights))
+        await registry.poll()
+        assert registry.get(None) is old
+        assert "was made for version" in registry.refused["best_model.int8.json"]
+        assert str(folder) not in registry.refused["best_model.int8.json"]
+        other.replace(weights)
+        await registry.poll()
+        assert (precision_of(registry), registry.get(None).version) == ("int8", new.checkpoint)
+        assert registry.refused == {}
+
+    run(folder, work)
+
+
+def test_weights_whose_twin_is_another_ones_serve_in_float32_until_theirs_comes(folder: Path) -> None:
+    weights = folder / "best_model.pth"
+    write_small_twin(weights)
+
+    async def work(registry: Registry) -> None:
+        assert precision_of(registry) == "int8"
+        version = write(weights, 5)
+        await registry.poll()
+        assert (precision_of(registry), registry.get(None).version) == ("fp32", version)
+        assert "was made for version" in registry.refused["best_model.int8.json"]
+        write_small_twin(weights)
+        await registry.poll()
+        assert precision_of(registry) == "int8"
+        assert registry.refused == {}
+
+    run(folder, work)
+
+
+def test_a_damaged_twin_is_named_and_not_used(folder: Path) -> None:
+    weights = folder / "best_model.pth"
+    write_small_twin(weights)
+    data = twin_path(weights).read_bytes()
+    twin_path(weights).write_bytes(data[: len(data) // 2])
+
+    async def work(registry: Registry) -> None:
+        assert precision_of(registry) == "fp32"
+        assert "is no int8 twin" in registry.refused["best_model.int8.json"]
 
     run(folder, work)

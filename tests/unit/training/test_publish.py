@@ -40,9 +40,9 @@ def test_a_better_candidate_replaces_the_weights_in_service(
     cells: Path, tmp_path: Path, everything: Path, nothing: Path
 ) -> None:
     to = tmp_path / "weights" / "best_model.pth"
-    first = publish(nothing, find_pairs(cells), to=to, quiet=True)
+    first = publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True)
     assert first.current_dice is None
-    report = publish(everything, find_pairs(cells), to=to, quiet=True)
+    report = publish(everything, find_pairs(cells), to=to, int8=False, quiet=True)
     assert report.current_dice is not None
     assert report.candidate_dice > report.current_dice
     assert to.read_bytes() == everything.read_bytes()
@@ -54,10 +54,10 @@ def test_a_worse_candidate_is_refused_with_both_scores_and_changes_nothing(
     cells: Path, tmp_path: Path, everything: Path, nothing: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "best_model.pth"
-    publish(everything, find_pairs(cells), to=to, quiet=True)
+    publish(everything, find_pairs(cells), to=to, int8=False, quiet=True)
     with pytest.raises(RefusedError, match=r"Dice 0\.\d+ on 10 images, the weights in service have 0\.\d+"):
-        publish(nothing, find_pairs(cells), to=to, quiet=True)
-    assert main(["publish", str(nothing), str(cells), "--to", str(to), "--quiet"]) == 1
+        publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True)
+    assert main(["publish", str(nothing), str(cells), "--to", str(to), "--no-int8", "--quiet"]) == 1
     assert "refused" in capsys.readouterr().err
     assert to.read_bytes() == everything.read_bytes()
 
@@ -67,8 +67,8 @@ def test_force_and_tolerance_let_a_worse_candidate_in(
 ) -> None:
     to = tmp_path / "best_model.pth"
     for option in ({"force": True}, {"tolerance": 1.0}):
-        publish(everything, find_pairs(cells), to=to, force=True, quiet=True)
-        publish(nothing, find_pairs(cells), to=to, quiet=True, **option)
+        publish(everything, find_pairs(cells), to=to, force=True, int8=False, quiet=True)
+        publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True, **option)
         assert to.read_bytes() == nothing.read_bytes()
 
 
@@ -76,31 +76,31 @@ def test_a_candidate_that_cannot_serve_is_never_published_not_even_by_force(
     cells: Path, tmp_path: Path, everything: Path
 ) -> None:
     to = tmp_path / "best_model.pth"
-    publish(everything, find_pairs(cells), to=to, quiet=True)
+    publish(everything, find_pairs(cells), to=to, int8=False, quiet=True)
     broken, deaf = tmp_path / "broken.pth", tmp_path / "deaf.pth"
     broken.write_bytes(everything.read_bytes()[:-100])
     state = {name: torch.zeros_like(value) for name, value in read_checkpoint(everything).state.items()}
     write_checkpoint(deaf, state, CONFIG, {})
     for bad in (broken, deaf):
         with pytest.raises(WeightsError):
-            publish(bad, find_pairs(cells), to=to, force=True, quiet=True)
+            publish(bad, find_pairs(cells), to=to, force=True, int8=False, quiet=True)
     assert to.read_bytes() == everything.read_bytes()
 
 
 def test_unreadable_weights_in_service_are_replaced(cells: Path, tmp_path: Path, nothing: Path) -> None:
     to = tmp_path / "best_model.pth"
     to.write_bytes(b"half a fi")
-    assert publish(nothing, find_pairs(cells), to=to, quiet=True).current_dice is None
+    assert publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True).current_dice is None
     assert to.read_bytes() == nothing.read_bytes()
 
 
 def test_images_that_the_candidate_was_trained_on_do_not_judge_it(cells: Path, tmp_path: Path) -> None:
     names = [pair.name for pair in find_pairs(cells)]
     some = weights(tmp_path / "some.pth", 0, card={"split": {"train": names[:7]}})
-    assert publish(some, find_pairs(cells), to=tmp_path / "b.pth", quiet=True).n_images == 3
+    assert publish(some, find_pairs(cells), to=tmp_path / "b.pth", int8=False, quiet=True).n_images == 3
     every = weights(tmp_path / "every.pth", 0, card={"split": {"train": names}})
     with pytest.raises(DataError, match="trained on all 10"):
-        publish(every, find_pairs(cells), to=tmp_path / "b.pth", quiet=True)
+        publish(every, find_pairs(cells), to=tmp_path / "b.pth", int8=False, quiet=True)
 
 
 def test_images_are_known_by_their_pixels_not_by_their_names(cells: Path, tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def test_images_are_known_by_their_pixels_not_by_their_names(cells: Path, tmp_pa
         "seen": [image_digest(pairs[0].read()[0])],
     }
     some = weights(tmp_path / "some.pth", 0, card=card)
-    report = publish(some, pairs, to=tmp_path / "b.pth", quiet=True)
+    report = publish(some, pairs, to=tmp_path / "b.pth", int8=False, quiet=True)
     assert (report.n_images, report.n_left_out) == (9, 1)
     assert "1 images that it was trained on were left out" in str(report)
 
 
 def test_a_folder_to_publish_to_is_refused(cells: Path, tmp_path: Path, nothing: Path) -> None:
     with pytest.raises(RunError, match="is a folder"):
-        publish(nothing, find_pairs(cells), to=tmp_path, quiet=True)
+        publish(nothing, find_pairs(cells), to=tmp_path, int8=False, quiet=True)
 
 
 def test_two_publishers_do_not_race(cells: Path, tmp_path: Path, nothing: Path) -> None:
@@ -125,7 +125,7 @@ def test_two_publishers_do_not_race(cells: Path, tmp_path: Path, nothing: Path) 
     with (tmp_path / ".best_model.pth.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="another process publishes"):
-            publish(nothing, find_pairs(cells), to=to, quiet=True)
+            publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True)
     assert not to.exists()
 
 
@@ -134,7 +134,7 @@ def test_a_tolerance_that_switches_the_gate_off_is_refused(
     cells: Path, tmp_path: Path, nothing: Path, tolerance: float
 ) -> None:
     with pytest.raises(DataError, match="tolerance"):
-        publish(nothing, find_pairs(cells), to=tmp_path / "b.pth", tolerance=tolerance, quiet=True)
+        publish(nothing, find_pairs(cells), to=tmp_path / "b.pth", tolerance=tolerance, int8=False, quiet=True)
 
 
 def test_a_list_of_other_names_is_refused_however_long(
