@@ -2,11 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from model.checkpoint import ModelConfig
-from model.outputs import Output
-from model.source import AXES, Selection, check_axes
+from model.outputs import PICTURES, Format, Output
+from model.source import AXES, Page, Selection, check_axes
 from model.twin import TwinReport
 
 INT32_MAX = 2**31 - 1
@@ -17,13 +27,6 @@ class ImageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    page: int | None = Field(
-        None,
-        ge=0,
-        le=INT32_MAX,
-        description="Which plane of a file that holds several, from 0. With `channel` it counts those of that channel.",
-        examples=[3],
-    )
     channel: str | None = Field(
         None,
         min_length=1,
@@ -41,14 +44,30 @@ class ImageQuery(BaseModel):
     )
     level: int = Field(0, ge=0, le=64, description="Level of a pyramid; 0 is the full resolution.")
 
-    def selection(self) -> Selection:
-        """The same for the reader."""
-        return Selection(self.page, self.channel, self.axes, self.level)
+
+def _check_page(value: object) -> Page:
+    if value == "all":
+        return "all"
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 10:
+        value = int(value)
+    if not isinstance(value, int) or not 0 <= value <= INT32_MAX:
+        raise PydanticCustomError("page", "Input should be the number of a plane, from 0, or 'all'")
+    return value
+
+
+PAGE = "Which plane of a file that holds several, from 0. With `channel` it counts the planes of that channel."
+AnyPage = Annotated[Page, PlainValidator(_check_page, json_schema_input_type=NonNegativeInt | Literal["all"])]
 
 
 class SegmentQuery(ImageQuery):
     """How to segment; what is left out comes from the model."""
 
+    page: AnyPage | None = Field(
+        None,
+        description=f"{PAGE} `all` segments each as a picture of its own and answers with a multi-page TIFF; so does a "
+        "file whose axes say that its planes are time or depth, where `page` is left out.",
+        examples=[3, "all"],
+    )
     model: str | None = Field(
         None, description="Name of a model; the default one if left out.", examples=["best_model"]
     )
@@ -68,12 +87,43 @@ class SegmentQuery(ImageQuery):
         "one integer a cell, 0 is background; a 32-bit TIFF above 65,535 cells. `overlay`: RGB PNG with outlines. "
         "`geojson`: a FeatureCollection for QuPath, a polygon a cell. `rois`: a RoiSet.zip for ImageJ. `table`: a CSV, "
         "a row a cell. `all`: a zip of all of these. `view`: a zip of what shows the cells, the image in 8 bits, mask, "
-        "probability and labels. The numbers of the cells are the same in each.",
+        "probability and labels. The numbers of the cells are the same in each. Of several planes the pictures are "
+        "multi-page TIFF, the others say for each cell which plane it is in, and `view` is refused.",
     )
+    format: Format | None = Field(
+        None,
+        description="Of pictures, those in `all` too. `png` is the default for one plane. `tiff` is what ImageJ reads, "
+        "with the pixel size and a range on show in which no label is black; labels are then 16-bit, and float32 "
+        "above 65,535 cells. Several planes are always TIFF.",
+        examples=["tiff"],
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, value: Format | None, info: ValidationInfo) -> Format | None:
+        output = info.data.get("output")
+        if value == "tiff" and output not in (None, *PICTURES, "all"):
+            raise PydanticCustomError("format", f"output={output} is no picture, and has one format alone")
+        return value
+
+    def selection(self) -> Selection:
+        """What the reader has to find."""
+        return Selection(self.page, self.channel, self.axes, self.level)
+
+    @property
+    def several(self) -> bool:
+        """Whether the answer may hold several planes."""
+        return self.output != "view" and self.format != "png"
 
 
 class PreviewQuery(ImageQuery):
     """Which picture to show."""
+
+    page: int | None = Field(None, ge=0, le=INT32_MAX, description=PAGE, examples=[3])
+
+    def selection(self) -> Selection:
+        """What the reader has to find."""
+        return Selection(self.page, self.channel, self.axes, self.level)
 
 
 class Problem(BaseModel):

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from app.admission import Admission, Reservation
 from app.archive import to_unique_stems, write_archive
@@ -17,17 +19,19 @@ from app.metrics import Metrics
 from app.notes import current_notes
 from app.peers import Beat, Peers
 from app.registry import Model, Registry
-from app.schemas import FileProblem, ImageQuery, PreviewQuery, SegmentQuery, Status
+from app.schemas import FileProblem, PreviewQuery, SegmentQuery, Status
 from app.settings import Settings
 from app.uploads import Upload, UploadBudget
-from model.errors import SegmentationError
+from model.errors import ImageTooLargeError, SegmentationError
 from model.images import ImageHeader, encode_png, inspect_image, open_image, to_display
-from model.outputs import NEEDS_IMAGE, SUFFIXES, encode_output
+from model.outputs import NEEDS_IMAGE, SUFFIXES, PlaneParts, encode_output, encode_plane, join_planes
 from model.segmenter import MapStitcher
+from model.source import ImageSource, PixelSize
 from model.tiling import plan_tiles
 from model.types import Image
 
 logger = logging.getLogger("app.service")
+T = TypeVar("T")
 
 # Images up to this part of max_pixels never wait for a larger one to be decoded, nor for a thread busy with one.
 SMALL_PART = 16
@@ -71,7 +75,15 @@ class Result:
 class _Prepared:
     stitcher: MapStitcher
     image: Image | None  # kept where the result shows it
+    pixel_size: PixelSize | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    body: bytes
+    media_type: str
+    provenance: dict[str, str]
 
 
 class Service:
@@ -160,8 +172,13 @@ class Service:
             ImageError: of any kind.
             RequestError: the queue is full, the deadline passed, ...
         """
-        header = await self._inspect(upload, query)
-        with self.admission.reserve(header.height * header.width, _work_px(model, header)) as reservation:
+        header = await self._inspect(upload, query, several=query.several)
+        if header.pixels > self._most_pixels:
+            raise ImageTooLargeError(
+                f"{header.n_planes} planes of {header.width} x {header.height} px = {header.pixels:,} pixels; at most "
+                f"{self._most_pixels:,} in one request: send fewer by page= or channel="
+            )
+        with self.admission.reserve(header.pixels, _work_px(model, header)) as reservation:
             return await self._process(upload, header, query, model, reservation)
 
     async def segment_batch(self, uploads: Sequence[Upload], query: SegmentQuery, model: Model) -> Result:
@@ -172,7 +189,7 @@ class Service:
         """
         problems: dict[int, Exception] = {}
         headers = await self._inspect_all(uploads, query, problems)
-        pixels = sum(header.height * header.width for header in headers.values())
+        pixels = sum(header.pixels for header in headers.values())
         work_px = sum(_work_px(model, header) for header in headers.values())
         window = asyncio.Semaphore(BATCH_WINDOW)
         results: dict[int, Result] = {}
@@ -181,7 +198,9 @@ class Service:
             async def process(index: int) -> None:
                 async with window:
                     try:
-                        results[index] = await self._process(uploads[index], headers[index], query, model, reservation)
+                        results[index] = await self._process(
+                            uploads[index], headers[index], query, model, reservation, window=1
+                        )
                     except Exception as error:
                         problems[index] = error
 
@@ -211,8 +230,8 @@ class Service:
             RequestError: the queue is full, the deadline passed.
         """
         started_at = time.perf_counter()
-        header = await self._inspect(upload, query)
-        pixels = header.height * header.width
+        header = await self._inspect(upload, query, several=False)
+        pixels = header.pixels
         lane = self._lane(pixels)
         with self.admission.reserve(pixels, work_px=0):
             async with self._room(lane, pixels):
@@ -226,43 +245,117 @@ class Service:
         notes.add_stage("encode", timing.encode, ended_at)
         return Result(body, "image/png", {}, timing + Timing(queue=queue_s))
 
-    async def _inspect(self, upload: Upload, query: ImageQuery) -> ImageHeader:
+    @property
+    def _most_pixels(self) -> int:
+        """Of all planes of a request together."""
+        return max(self.settings.max_queue_pixels, self.settings.max_pixels)
+
+    async def _inspect(self, upload: Upload, query: SegmentQuery | PreviewQuery, *, several: bool) -> ImageHeader:
         max_pixels = self.settings.max_pixels
-        return await self._small.run(inspect_image, upload.data, query.selection(), max_pixels=max_pixels)
+        selection = query.selection()
+        return await self._small.run(inspect_image, upload.data, selection, max_pixels=max_pixels, several=several)
 
     async def _inspect_all(
-        self, uploads: Sequence[Upload], query: ImageQuery, problems: dict[int, Exception]
+        self, uploads: Sequence[Upload], query: SegmentQuery, problems: dict[int, Exception]
     ) -> dict[int, ImageHeader]:
         """Headers by index of what can be taken on; the rest goes into `problems`."""
         headers: dict[int, ImageHeader] = {}
-        most_pixels = max(self.settings.max_queue_pixels, self.settings.max_pixels)
         pixels = 0
         for index, upload in enumerate(uploads):
             try:
-                header = await self._inspect(upload, query)
+                header = await self._inspect(upload, query, several=query.several)
             except SegmentationError as error:
                 problems[index] = error
                 continue
-            if pixels + header.height * header.width > most_pixels:
+            if pixels + header.pixels > self._most_pixels:
                 problems[index] = UploadTooLargeError(
-                    f"with this image the batch has more than {most_pixels:,} pixels, which is the most allowed"
+                    f"with this image the batch has more than {self._most_pixels:,} pixels, which is the most allowed"
                 )
                 continue
-            pixels += header.height * header.width
+            pixels += header.pixels
             headers[index] = header
         return headers
 
     async def _process(
-        self, upload: Upload, header: ImageHeader, query: SegmentQuery, model: Model, reservation: Reservation
+        self,
+        upload: Upload,
+        header: ImageHeader,
+        query: SegmentQuery,
+        model: Model,
+        reservation: Reservation,
+        *,
+        window: int = BATCH_WINDOW,
     ) -> Result:
+        """Segment a file; of several planes `window` are under way at a time."""
+        notes = current_notes()
+        notes.model, notes.model_version = model.name, model.version
+        if header.n_planes == 1:
+            prepare = partial(_prepare, upload.data, self.settings.max_pixels, query, model)
+            encode = partial(_encode, query=query, model=model)
+            encoded, timing = await self._run_plane(header, prepare, encode, model, reservation)
+        else:
+            encoded, timing = await self._process_planes(upload, header, query, model, reservation, window)
+        notes.pixels += header.pixels
+        self.metrics.images.labels(model.name).inc()
+        self.metrics.image_pixels.labels(model.name).inc(header.pixels)
+        return Result(encoded.body, encoded.media_type, encoded.provenance, timing)
+
+    async def _process_planes(
+        self,
+        upload: Upload,
+        header: ImageHeader,
+        query: SegmentQuery,
+        model: Model,
+        reservation: Reservation,
+        window: int,
+    ) -> tuple[_Encoded, Timing]:
+        """Each plane as a picture of its own; what is kept of one is its part of the answer, compressed."""
+        max_pixels = self.settings.max_pixels
+        source = await self._small.run(
+            open_image, upload.data, query.selection(), max_pixels=max_pixels, several=query.several
+        )
+        parts: dict[int, PlaneParts] = {}
+        timing = Timing()
+        waiting = iter(range(header.n_planes))
+
+        async def work() -> None:
+            nonlocal timing
+            for plane in waiting:  # shared: each worker takes the next
+                prepare = partial(_prepare_plane, source, plane, query, model)
+                encode = partial(_encode_plane, query=query, model=model)
+                parts[plane], spent = await self._run_plane(header, prepare, encode, model, reservation)
+                timing += spent
+
+        with source:
+            workers = [asyncio.create_task(work()) for _ in range(min(window, header.n_planes))]
+            try:
+                await asyncio.gather(*workers)
+            finally:  # where one fails, or the client has left, the others are not waited for in vain
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+            started_at = time.perf_counter()
+            encoded = await self._large.run(_join, source, parts, query, model)
+            encode_s = time.perf_counter() - started_at
+        current_notes().add_stage("encode", encode_s)
+        return encoded, timing + Timing(encode=encode_s)
+
+    async def _run_plane(
+        self,
+        header: ImageHeader,
+        prepare: Callable[[], _Prepared],
+        encode: Callable[[_Prepared], tuple[T, float]],
+        model: Model,
+        reservation: Reservation,
+    ) -> tuple[T, Timing]:
+        """Decode, segment and encode a plane, in its turn."""
         started_at = time.perf_counter()
         deadline_s = self.settings.deadline_s
         pixels = header.height * header.width
         lane = self._lane(pixels)
         notes = current_notes()
-        notes.model, notes.model_version = model.name, model.version
         async with self._room(lane, pixels):
-            prepared = await lane.run(_prepare, upload.data, self.settings.max_pixels, query, model)
+            prepared = await lane.run(prepare)
             prepared_at = time.perf_counter()
             notes.add_stage("queue", prepared_at - started_at - prepared.seconds, prepared_at - prepared.seconds)
             notes.add_stage("decode", prepared.seconds, prepared_at)
@@ -272,14 +365,11 @@ class Service:
             inferred_at = time.perf_counter()
             notes.add_stage("queue", inferred_at - prepared_at - infer_s, inferred_at - infer_s)
             notes.add_stage("infer", infer_s, inferred_at)
-            body, media_type, provenance, encode_s = await lane.run(_encode, prepared, query, model)
+            encoded, encode_s = await lane.run(encode, prepared)
             notes.add_stage("encode", encode_s)
-        notes.pixels += pixels
-        self.metrics.images.labels(model.name).inc()
-        self.metrics.image_pixels.labels(model.name).inc(pixels)
         spent_s = prepared.seconds + infer_s + encode_s
         queue_s = max(time.perf_counter() - started_at - spent_s, 0.0)
-        return Result(body, media_type, provenance, Timing(queue_s, prepared.seconds, infer_s, encode_s))
+        return encoded, Timing(queue_s, prepared.seconds, infer_s, encode_s)
 
     def _lane(self, pixels: int) -> Lane:
         return self._small if pixels <= self._small_px else self._large
@@ -303,10 +393,17 @@ class Service:
 def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) -> _Prepared:
     started_at = time.perf_counter()
     with open_image(data, query.selection(), max_pixels=max_pixels) as source:
-        image = source.read()
+        return _prepare_plane(source, 0, query, model, started_at)
+
+
+def _prepare_plane(
+    source: ImageSource, plane: int, query: SegmentQuery, model: Model, started_at: float | None = None
+) -> _Prepared:
+    started_at = time.perf_counter() if started_at is None else started_at
+    image = source.read(plane)
     stitcher = model.segmenter.start(image)
     kept = image if query.output in NEEDS_IMAGE else None
-    return _Prepared(stitcher, kept, time.perf_counter() - started_at)
+    return _Prepared(stitcher, kept, source.pixel_size, time.perf_counter() - started_at)
 
 
 def _draw_preview(data: bytes, max_pixels: int, query: PreviewQuery) -> tuple[bytes, Timing]:
@@ -318,16 +415,36 @@ def _draw_preview(data: bytes, max_pixels: int, query: PreviewQuery) -> tuple[by
     return body, Timing(decode=decoded_at - started_at, encode=time.perf_counter() - decoded_at)
 
 
-def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[bytes, str, dict[str, str], float]:
+def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[_Encoded, float]:
     started_at = time.perf_counter()
     segmentation = model.segmenter.finish(prepared.stitcher, threshold=query.threshold, min_area_px=query.min_area_px)
-    provenance = _provenance(model, segmentation.threshold)
-    body, media_type = encode_output(query.output, segmentation, prepared.image, provenance)
-    return body, media_type, provenance, time.perf_counter() - started_at
+    size = prepared.pixel_size
+    provenance = _provenance(model, segmentation.threshold, size)
+    body, media_type = encode_output(
+        query.output, segmentation, prepared.image, provenance, file_format=query.format or "png", pixel_size=size
+    )
+    return _Encoded(body, media_type, provenance), time.perf_counter() - started_at
 
 
-def _provenance(model: Model, threshold: float) -> dict[str, str]:
-    return {"X-Model": model.name, "X-Model-Version": model.version, "X-Threshold": f"{threshold:.6g}"}
+def _encode_plane(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[PlaneParts, float]:
+    started_at = time.perf_counter()
+    segmentation = model.segmenter.finish(prepared.stitcher, threshold=query.threshold, min_area_px=query.min_area_px)
+    parts = encode_plane(query.output, segmentation, prepared.image, pixel_size=prepared.pixel_size)
+    return parts, time.perf_counter() - started_at
+
+
+def _join(source: ImageSource, parts: Mapping[int, PlaneParts], query: SegmentQuery, model: Model) -> _Encoded:
+    provenance = _provenance(model, _threshold(query, model), source.pixel_size)
+    planes = [parts[plane] for plane in range(source.n_planes)]
+    body, media_type = join_planes(
+        query.output, planes, provenance, axes=source.axes, sizes=source.sizes, pixel_size=source.pixel_size
+    )
+    return _Encoded(body, media_type, provenance)
+
+
+def _provenance(model: Model, threshold: float, pixel_size: PixelSize | None = None) -> dict[str, str]:
+    text = {"X-Model": model.name, "X-Model-Version": model.version, "X-Threshold": f"{threshold:.6g}"}
+    return text if pixel_size is None else {**text, "X-Pixel-Size-Um": str(pixel_size)}
 
 
 def _threshold(query: SegmentQuery, model: Model) -> float:
@@ -335,7 +452,7 @@ def _threshold(query: SegmentQuery, model: Model) -> float:
 
 
 def _work_px(model: Model, header: ImageHeader) -> int:
-    return plan_tiles(header.height, header.width, model.segmenter.config.tile_px).pixels
+    return header.n_planes * plan_tiles(header.height, header.width, model.segmenter.config.tile_px).pixels
 
 
 def _to_file_problem(name: str, index: int, error: Exception) -> FileProblem:

@@ -9,17 +9,21 @@ from typing import get_args
 from tqdm import tqdm
 
 from model.errors import ImageError, SegmentationError
-from model.images import SUFFIXES, read_image
+from model.images import SUFFIXES, file_errors, open_image
+from model.outputs import PICTURES, Format, Output, encode_output, encode_plane, join_planes
 from model.outputs import SUFFIXES as FILE_SUFFIXES
-from model.outputs import Output, encode_output
 from model.segmenter import Segmenter, load_segmenter
+from model.source import Page, Selection
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 where some file failed, 2 where nothing could start."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.format == "tiff" and options.output not in (*PICTURES, "all"):
+        parser.error(f"--output {options.output} is no picture, and has one format alone")
     try:
         files = _collect(options.files)
         segmenter = load_segmenter(options.weights, device=options.device)
@@ -50,13 +54,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _predict(segmenter: Segmenter, path: Path, options: argparse.Namespace) -> tuple[bytes, str]:
-    image = read_image(path, page=options.page)
-    result = segmenter.segment(image, threshold=options.threshold, min_area_px=options.min_area_px)
-    provenance = {
-        "X-Model-Version": segmenter.version,
-        "X-Threshold": f"{result.threshold:.6g}",
-    }
-    data, media_type = encode_output(options.output, result, image, provenance)
+    selection = Selection(options.page, options.channel, options.axes, options.level)
+    output: Output = options.output
+    several = output != "view" and options.format != "png"
+    threshold = segmenter.config.threshold if options.threshold is None else options.threshold
+    provenance = {"X-Model-Version": segmenter.version, "X-Threshold": f"{threshold:.6g}"}
+    with file_errors(path), open_image(path.read_bytes(), selection, several=several) as source:
+        size = source.pixel_size
+        if size is not None:
+            provenance["X-Pixel-Size-Um"] = str(size)
+        parts = []
+        for plane in range(source.n_planes):
+            image = source.read(plane)
+            result = segmenter.segment(image, threshold=threshold, min_area_px=options.min_area_px)
+            if source.n_planes == 1:
+                data, media_type = encode_output(
+                    output, result, image, provenance, file_format=options.format or "png", pixel_size=size
+                )
+            else:
+                parts.append(encode_plane(output, result, image, pixel_size=size))
+        if parts:
+            data, media_type = join_planes(
+                output, parts, provenance, axes=source.axes, sizes=source.sizes, pixel_size=size
+            )
     return data, FILE_SUFFIXES[media_type]
 
 
@@ -89,7 +109,11 @@ def _threshold(text: str) -> float:
     return value
 
 
-def _area(text: str) -> int:
+def _page(text: str) -> Page:
+    return "all" if text == "all" else int(text)
+
+
+def _count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text}; allowed is 0 or more")
@@ -106,9 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", choices=OUTPUTS, default="mask")
     predict.add_argument("--threshold", type=_threshold, help="0 to 1; the checkpoint's own if left out")
     predict.add_argument(
-        "--min-area-px", type=_area, help="drop cells smaller than this; the checkpoint's own if left out"
+        "--min-area-px", type=_count, help="drop cells smaller than this; the checkpoint's own if left out"
     )
-    predict.add_argument("--page", type=int, help="which plane of a stack, from 0")
+    predict.add_argument("--page", type=_page, help="which plane of a stack, from 0; or all")
+    predict.add_argument("--channel", help="which channel: its number, its name, or mean")
+    predict.add_argument("--axes", help="what the axes of the file are, where it does not say: ZYX, CYX, ...")
+    predict.add_argument("--level", type=_count, default=0, help="level of a pyramid (0, the full resolution)")
+    predict.add_argument("--format", choices=get_args(Format), help="of pictures; tiff is what ImageJ reads")
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 

@@ -50,6 +50,11 @@ class ImageHeader:
     format: str
     n_planes: int = 1
 
+    @property
+    def pixels(self) -> int:
+        """Of all planes."""
+        return self.height * self.width * self.n_planes
+
 
 def open_image(
     data: bytes, selection: Selection | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS, several: bool = False

@@ -45,6 +45,9 @@ class PixelSize:
     z_um: float | None = None
     frame_s: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.x_um:.7g} x {self.y_um:.7g}"
+
     def scaled(self, x: float, y: float) -> "PixelSize":
         """That of a picture in which a pixel is as wide as `x` of these and as high as `y`."""
         return PixelSize(self.x_um * x, self.y_um * y, self.z_um, self.frame_s)

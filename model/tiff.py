@@ -413,16 +413,16 @@ def _read_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
     if tiff.is_ome:
         sizes = {_ome_pixel_size(pixels) for pixels in _ome_pixels(tiff)}
         return sizes.pop() if len(sizes) == 1 else None
-    per_unit = _resolution(tiff.pages.first)
+    lengths = _lengths(tiff.pages.first)
     if tiff.is_imagej:
         about = tiff.imagej_metadata or {}
         unit = _um(str(about.get("unit", "")).encode().decode("unicode_escape", "ignore"))
-        if unit is None or per_unit is None:
+        if unit is None or lengths is None:
             return None
         spacing = _positive(about.get("spacing"))
         return PixelSize(
-            unit / per_unit[0],
-            unit / per_unit[1],
+            lengths[0] * unit,
+            lengths[1] * unit,
             z_um=None if spacing is None else spacing * unit,
             frame_s=_scaled(about.get("finterval"), _SECONDS.get(str(about.get("tunit", "s")).strip().lower())),
         )
@@ -431,9 +431,9 @@ def _read_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
         mpp = _positive(match.group(1)) if match else None
         return None if mpp is None else PixelSize(mpp, mpp)
     unit = {2: _UM["inch"], 3: _UM["cm"]}.get(int(tiff.pages.first.resolutionunit))
-    if unit is None or per_unit is None:
+    if unit is None or lengths is None:
         return None
-    x_um, y_um = unit / per_unit[0], unit / per_unit[1]
+    x_um, y_um = lengths[0] * unit, lengths[1] * unit
     return PixelSize(x_um, y_um) if max(x_um, y_um) < COARSEST_UM else None
 
 
@@ -448,13 +448,13 @@ def _ome_pixel_size(pixels: ElementTree.Element) -> PixelSize | None:
     return PixelSize(x_um, y_um, length("Z"), frame_s)
 
 
-def _resolution(page: tifffile.TiffPage) -> tuple[float, float] | None:
-    """Pixels in a unit of length, across and down."""
+def _lengths(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    """Width and height of a pixel in the unit that the page's tags speak of."""
     values = []
     for name in ("XResolution", "YResolution"):
         tag = page.tags.get(name)
-        numerator, denominator = tag.value if tag is not None and isinstance(tag.value, tuple) else (0, 1)
-        values.append(_positive(numerator / denominator if denominator else None))
+        pixels, units = tag.value if tag is not None and isinstance(tag.value, tuple) else (0, 1)
+        values.append(_positive(units / pixels if pixels else None))
     x, y = values
     return None if x is None or y is None else (x, y)
 
