@@ -12,7 +12,7 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from client.api import DEFAULT_URL, SUFFIXES, AsyncClient, Client, ClientError, Output, ServiceError
+from client.api import DEFAULT_URL, SUFFIXES, AsyncClient, Client, ClientError, Format, Output, Page, ServiceError
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy",
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _segment(options: argparse.Namespace) -> int:
     kind = options.output if options.page is None else f"{options.output}_p{options.page}"
+    if options.channel is not None:  # names of channels may hold anything
+        kind += "_c" + "".join(char if char.isalnum() else "-" for char in options.channel)
     tasks = _plan(options.files, options.out, kind)
     todo = tasks if options.overwrite else [task for task in tasks if not _is_done(task)]
     if len(todo) < len(tasks):
@@ -87,6 +89,10 @@ async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> i
                             threshold=options.threshold,
                             min_area_px=options.min_area_px,
                             page=options.page,
+                            channel=options.channel,
+                            axes=options.axes,
+                            level=options.level,
+                            file_format=options.format,
                         )
                         _write(task.stem.with_name(task.stem.name + answer.suffix), answer.content)
                     except ServiceError as error:
@@ -181,7 +187,11 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--model", help="by name; the service's default if left out")
     segment.add_argument("--threshold", type=float, help="0 to 1; the model's own if left out")
     segment.add_argument("--min-area-px", type=int, help="drop cells smaller than this; the model's own if left out")
-    segment.add_argument("--page", type=int, help="which plane of a stack, from 0")
+    segment.add_argument("--page", type=_page, help="which plane of a stack, from 0; or all")
+    segment.add_argument("--channel", help="which channel: its number, its name, or mean")
+    segment.add_argument("--axes", help="what the axes of the files are, where they do not say: ZYX, CYX, ...")
+    segment.add_argument("--level", type=int, help="level of a pyramid; 0 is the full resolution")
+    segment.add_argument("--format", choices=get_args(Format), help="of pictures; tiff is what ImageJ reads")
     segment.add_argument("--jobs", type=_jobs, default=JOBS, help=f"images under way at a time ({JOBS})")
     segment.add_argument("--overwrite", action="store_true", help="do again what has a result already")
     _add_url(segment)
@@ -200,6 +210,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_url(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+
+
+def _page(text: str) -> Page:
+    return "all" if text == "all" else int(text)
 
 
 def _jobs(text: str) -> int:

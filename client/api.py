@@ -16,6 +16,8 @@ from PIL import Image as PillowImage
 
 Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all", "view"]
 ArrayOutput = Literal["mask", "probability", "labels", "overlay"]
+Format = Literal["png", "tiff"]
+Page = int | Literal["all"]
 Source = Path | str | bytes | npt.NDArray[Any]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -102,28 +104,37 @@ class Client:
         model: str | None = None,
         threshold: float | None = None,
         min_area_px: int | None = None,
-        page: int | None = None,
+        page: Page | None = None,
+        channel: int | str | None = None,
+        axes: str | None = None,
+        level: int | None = None,
     ) -> npt.NDArray[Any]:
         """Segment an image.
 
         Args:
-            source: path of a file, the bytes of one, or an array: (H, W) or (H, W, 3), of a type that TIFF knows.
+            source: path of a file, the bytes of one, or an array: (H, W), (H, W, 3 or 4) in colour, or any other whose
+                `axes` are said.
             output: what to return.
             model: by name; None takes the service's default.
             threshold: in [0, 1]; None takes the model's.
             min_area_px: smallest cell to keep, in pixels; None takes the model's.
-            page: which plane of a stack, from 0.
+            page: which plane of a stack, from 0; `all` for each by itself, which is also what a file of times or depths
+                gets.
+            channel: its number from 0, its name, or `mean` of all.
+            axes: a letter for each axis where the file or array does not say: T, Z, C, Y, X, and S for colours.
+            level: of a pyramid; None or 0 is the full resolution.
 
         Returns:
             (H, W) bool for `mask`; float32 in [0, 1] for `probability`; int32, 0 is background and cells are 1..n, for
-            `labels`; (H, W, 3) uint8 for `overlay`.
+            `labels`; (H, W, 3) uint8 for `overlay`. Several planes come as (N, H, W), or (T, Z, H, W) where there are
+            both, and their cells are numbered in each by itself.
 
         Raises:
             ServiceError: the service refused; `code` says why.
             ClientError: it cannot be reached.
             OSError: the file cannot be read.
         """
-        query = _query(output, model, threshold, min_area_px, page)
+        query = _query(output, model, threshold, min_area_px, page, channel, axes, level)
         return _to_array(self._post(source, query), output)
 
     def fetch(
@@ -134,10 +145,15 @@ class Client:
         model: str | None = None,
         threshold: float | None = None,
         min_area_px: int | None = None,
-        page: int | None = None,
+        page: Page | None = None,
+        channel: int | str | None = None,
+        axes: str | None = None,
+        level: int | None = None,
+        file_format: Format | None = None,
     ) -> Answer:
         """Segment an image and return the service's file as it came; arguments and errors as in `segment`."""
-        return self._post(source, _query(output, model, threshold, min_area_px, page))
+        query = _query(output, model, threshold, min_area_px, page, channel, axes, level, file_format)
+        return self._post(source, query)
 
     def models(self) -> list[dict[str, Any]]:
         """The models in service: `name`, `version` and whether it is the `default`."""
@@ -164,7 +180,7 @@ class Client:
         self.close()
 
     def _post(self, source: Source, query: dict[str, str]) -> Answer:
-        file = _to_upload(source)
+        file = _to_upload(source, query.get("axes"))
         attempt = 0
         while True:
             response, failure = None, None
@@ -200,10 +216,13 @@ class AsyncClient:
         model: str | None = None,
         threshold: float | None = None,
         min_area_px: int | None = None,
-        page: int | None = None,
+        page: Page | None = None,
+        channel: int | str | None = None,
+        axes: str | None = None,
+        level: int | None = None,
     ) -> npt.NDArray[Any]:
         """As Client.segment."""
-        query = _query(output, model, threshold, min_area_px, page)
+        query = _query(output, model, threshold, min_area_px, page, channel, axes, level)
         return _to_array(await self._post(source, query), output)
 
     async def fetch(
@@ -214,10 +233,15 @@ class AsyncClient:
         model: str | None = None,
         threshold: float | None = None,
         min_area_px: int | None = None,
-        page: int | None = None,
+        page: Page | None = None,
+        channel: int | str | None = None,
+        axes: str | None = None,
+        level: int | None = None,
+        file_format: Format | None = None,
     ) -> Answer:
         """As Client.fetch."""
-        return await self._post(source, _query(output, model, threshold, min_area_px, page))
+        query = _query(output, model, threshold, min_area_px, page, channel, axes, level, file_format)
+        return await self._post(source, query)
 
     async def models(self) -> list[dict[str, Any]]:
         """As Client.models."""
@@ -244,7 +268,7 @@ class AsyncClient:
         await self.aclose()
 
     async def _post(self, source: Source, query: dict[str, str]) -> Answer:
-        file = await asyncio.to_thread(_to_upload, source)
+        file = await asyncio.to_thread(_to_upload, source, query.get("axes"))
         attempt = 0
         while True:
             response, failure = None, None
@@ -276,23 +300,39 @@ def _base(url: str) -> str:
 
 
 def _query(
-    output: str, model: str | None, threshold: float | None, min_area_px: int | None, page: int | None
+    output: str,
+    model: str | None,
+    threshold: float | None,
+    min_area_px: int | None,
+    page: Page | None,
+    channel: int | str | None,
+    axes: str | None,
+    level: int | None,
+    file_format: Format | None = None,
 ) -> dict[str, str]:
-    given = {"model": model, "threshold": threshold, "min_area_px": min_area_px, "page": page}
+    given = {
+        "model": model, "threshold": threshold, "min_area_px": min_area_px, "page": page, "channel": channel,
+        "axes": axes, "level": level, "format": file_format,
+    }  # fmt: skip
     return {"output": output, **{name: str(value) for name, value in given.items() if value is not None}}
 
 
-def _to_upload(source: Source) -> tuple[str, bytes]:
+def _to_upload(source: Source, axes: str | None) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return "image", source
     if isinstance(source, str | Path):
         path = Path(source)
         # a name that is not text on this system would not pass through HTTP; the service does not need it
         return path.name.encode(errors="replace").decode(), path.read_bytes()
-    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)):
-        raise ClientError(f"an array of shape {source.shape}; allowed are (H, W), (H, W, 3) and (H, W, 4)")
-    pixels = source.astype(np.uint8) * np.uint8(255) if source.dtype == np.bool_ else source
     buffer = io.BytesIO()
+    if axes is not None:
+        np.save(buffer, source, allow_pickle=False)
+        return "array.npy", buffer.getvalue()
+    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)):
+        raise ClientError(
+            f"an array of shape {source.shape}; allowed are (H, W), (H, W, 3), (H, W, 4) and any whose axes are said"
+        )
+    pixels = source.astype(np.uint8) * np.uint8(255) if source.dtype == np.bool_ else source
     # TIFF, for it keeps every type; said to be grey or RGB, so that nobody has to guess at the axes
     tifffile.imwrite(buffer, pixels, photometric="minisblack" if source.ndim == 2 else "rgb", metadata=None)
     return "array.tif", buffer.getvalue()
