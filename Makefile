@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults check lint types train publish format constraints clean
+.PHONY: help run test faults check lint types train publish docs format constraints clean
 
 help:
 	@echo 'make run [HOST=127.0.0.1] [PORT=8000]   install into .venv and serve'
@@ -20,6 +20,7 @@ help:
 	@echo 'make check                              the same with the quick unit tests alone'
 	@echo 'make train DATA=dir [OUT=file] [ARGS=]  train candidate weights'
 	@echo 'make publish DATA=dir [OUT=] [TO=]      put the candidate into service if it is no worse'
+	@echo 'make docs                               build the guide as a site into site/'
 	@echo 'make format                             format the code, mend what the linter can'
 	@echo 'make constraints [TORCH=x.y.z]          pin anew what constraints.txt pins'
 	@echo 'make clean                              remove .venv and caches'
@@ -52,6 +53,9 @@ train: .venv/training
 publish: .venv/training
 	@test -n '$(DATA)' || { echo 'make publish DATA=dir: images to compare the candidate on' >&2; exit 2; }
 	exec $(BIN)/python -m training publish '$(OUT)' '$(DATA)' --to '$(TO)' $(ARGS)
+
+docs: .venv/test
+	$(BIN)/mkdocs build --strict
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
@@ -90,5 +94,5 @@ constraints:
 	rm -rf .venv/constraints
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find app bench client model tests training -type d -name __pycache__ -prune -exec rm -rf {} +

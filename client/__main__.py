@@ -2,6 +2,9 @@
 
 import argparse
 import asyncio
+import glob
+import itertools
+import os
 import secrets
 import sys
 from collections import Counter
@@ -130,7 +133,13 @@ def _plan(files: Sequence[Path], out: Path | None, kind: str) -> list[_Task]:
     tasks = []
     beside = None if out is None else out.resolve()
     for path in files:
-        if path.is_dir():
+        if not path.exists() and glob.has_magic(str(path)):  # a pattern that no shell has spelt out
+            start = _fixed_part(path)
+            found = [file for file in sorted(start.glob(str(path.relative_to(start)))) if _is_image(file)]
+            if not found:
+                raise ClientError(f"{path} matches no images; looked for {', '.join(IMAGE_SUFFIXES)}")
+            tasks += [_task(file, (out / file.relative_to(start)) if out else file, kind) for file in found]
+        elif path.is_dir():
             found = [file for file in sorted(path.rglob("*")) if _is_image(file)]
             # results of an earlier run beside their images are no images
             results = {file.with_name(f"{file.stem}_{kind}") for file in found for kind in get_args(Output)}
@@ -159,6 +168,12 @@ def _task(image: Path, place: Path, kind: str) -> _Task:
     return _Task(image, place.with_name(f"{image.stem}_{kind}"))
 
 
+def _fixed_part(pattern: Path) -> Path:
+    """The folder that all matches lie in: folders below it keep their place in the folder of results."""
+    parts = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    return Path(*parts)
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
@@ -181,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     segment = commands.add_parser("segment", help="send images to a running service and keep its results")
     segment.set_defaults(run=_segment)
-    segment.add_argument("files", nargs="+", type=Path, help="images, or folders of them")
+    segment.add_argument("files", nargs="+", type=Path, help="images, folders of them, or patterns such as '*.tif'")
     segment.add_argument("--out", type=Path, help="folder for the results; beside each image if left out")
     segment.add_argument("--output", choices=get_args(Output), default="mask", help="what to keep (mask)")
     segment.add_argument("--model", help="by name; the service's default if left out")
@@ -209,7 +224,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_url(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+    # read when the command runs, not when this is imported
+    url = os.environ.get("MASKWELL_URL") or DEFAULT_URL
+    parser.add_argument("--url", default=url, help=f"of the service (MASKWELL_URL, or {DEFAULT_URL})")
 
 
 def _page(text: str) -> Page:
