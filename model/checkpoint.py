@@ -1,5 +1,6 @@
 """One file of weights: state dict, config, card. Written atomically, read without running code, named by SHA-256."""
 
+import glob
 import hashlib
 import io
 import itertools
@@ -7,7 +8,9 @@ import math
 import os
 import pickle
 import secrets
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +25,8 @@ from model.postprocess import CORE_DISTANCE
 from model.unet import Layout, UNet
 
 FORMAT = "maskwell/1"
+# A temporary file that was last written to so long ago belongs to nobody any more.
+STALE_S = 3600.0
 
 Output = Literal["background", "cell", "border", "distance"]
 
@@ -203,8 +208,13 @@ def write_checkpoint(
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path` by way of a temporary file in the same folder: fsync, rename, fsync the folder."""
+    """Put `data` at `path` by way of a temporary file in the same folder: fsync, rename, fsync the folder.
+
+    Raises:
+        OSError: it cannot be written; names `path`. What was there stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     # Not by tempfile, whose files are 0600 and could not be read by a server that runs as another user.
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
@@ -213,14 +223,24 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # writing to a full disk raises without a name
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed while they wrote this file have left beside it."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):  # not ours, or another one sweeps as well
+            if time.time() - part.stat().st_mtime > STALE_S:
+                part.unlink()
 
 
 def recognise(state: Mapping[str, Tensor]) -> ModelConfig:

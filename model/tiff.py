@@ -37,6 +37,8 @@ _PICTURES_IN_TIFF: tuple[int, ...] = (
     tifffile.COMPRESSION.JPEG2000,
     tifffile.COMPRESSION.APERIO_JP2000_RGB,
 )
+# More tiles than these, each of less than 8 x 8 px, are no way to store an image (TIFF asks for sides of 16).
+MANY_TILES, SMALLEST_TILE_PX = 65_536, 64
 # Those whose memory is bounded by the size of the tile, or can be checked (_check_segments).
 COMPRESSIONS: tuple[int, ...] = (
     *_PICTURES_IN_TIFF,
@@ -501,6 +503,14 @@ def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, n_bytes: int) 
     keyframe = page.keyframe
     if keyframe is None:
         raise UndecodableImageError("the TIFF has a page of no known size")
+    # tifffile takes its time for each segment that a header speaks of, be it in the file or not
+    n_segments, n_known = math.prod(keyframe.chunked), len(page.dataoffsets)
+    if n_known < n_segments and not page.is_contiguous:
+        raise UndecodableImageError(
+            f"the TIFF has {n_segments:,} tiles or strips, and says where {n_known:,} of them are"
+        )
+    if keyframe.is_tiled and n_segments > MANY_TILES and math.prod(keyframe.chunks) < SMALLEST_TILE_PX:
+        raise UndecodableImageError(f"the TIFF has {n_segments:,} tiles of less than {SMALLEST_TILE_PX} pixels")
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
         if offset + count > n_bytes:
             raise UndecodableImageError(f"the TIFF is cut short: it needs {offset + count:,} bytes, found {n_bytes:,}")

@@ -24,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingError, SegmentationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, say; all that matters is written in one step, and stays as it was
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return status
 
 

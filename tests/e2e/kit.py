@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -124,7 +124,15 @@ def find_free_port() -> int:
 class ServerProcess:
     """`python -m app` on a port from the OS; a context manager that never leaves a process behind."""
 
-    def __init__(self, weights_dir: Path, log: Path, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        weights_dir: Path,
+        log: Path,
+        settings: Mapping[str, object] | None = None,
+        *,
+        command: Sequence[str] = ("-m", "app"),
+    ) -> None:
+        self._command = [sys.executable, *command]
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
@@ -151,8 +159,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start without waiting."""
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "app"]
-            self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
 
     def wait_until_ready(self) -> None:
         """Poll /readyz until it says 200."""
@@ -194,3 +201,28 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+class HalfSent:
+    """A request whose upload stops in the middle until it is told to go on."""
+
+    def __init__(self, server: ServerProcess, image: bytes) -> None:
+        request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", image)})
+        body = request.read()
+        head = (
+            f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: {request.headers['content-type']}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        self._rest = body[len(body) // 2 :]
+        self._connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        self._connection.sendall(head + body[: len(body) // 2])
+
+    def go_on(self) -> None:
+        self._connection.sendall(self._rest)
+
+    def read_status(self) -> int:
+        with self._connection:
+            reply = b""
+            while part := self._connection.recv(65536):
+                reply += part
+        return int(reply.split()[1])

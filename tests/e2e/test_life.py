@@ -1,10 +1,7 @@
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +9,16 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, to_png, wait_for, write_weights
+from tests.e2e.kit import (
+    ROOT,
+    HalfSent,
+    ServerProcess,
+    decode,
+    draw_cells,
+    to_png,
+    wait_for,
+    write_weights,
+)
 
 TIMEOUT = httpx.Timeout(120)
 KEY = "a-key-of-some-length"
@@ -20,70 +26,6 @@ KEY = "a-key-of-some-length"
 
 def segment(server: ServerProcess, image: bytes) -> httpx.Response:
     return httpx.post(f"{server.url}/segment", files={"file": ("x.png", image)}, timeout=TIMEOUT)
-
-
-class HalfSent:
-    """A request whose upload stops in the middle until it is told to go on."""
-
-    def __init__(self, server: ServerProcess, image: bytes) -> None:
-        request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", image)})
-        body = request.read()
-        head = (
-            f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: {request.headers['content-type']}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        ).encode()
-        self._rest = body[len(body) // 2 :]
-        self._connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-        self._connection.sendall(head + body[: len(body) // 2])
-
-    def go_on(self) -> None:
-        self._connection.sendall(self._rest)
-
-    def read_status(self) -> int:
-        with self._connection:
-            reply = b""
-            while part := self._connection.recv(65536):
-                reply += part
-        return int(reply.split()[1])
-
-
-def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
-    shared_weights: Path, tmp_path: Path
-) -> None:
-    with ServerProcess(shared_weights, tmp_path / "log", {"drain_grace_s": 3}) as server:
-        small, large = to_png(draw_cells(200, 300)), to_png(draw_cells(2000, 2000))
-        leaving = threading.Event()
-
-        def keep_asking(_: int) -> list[int]:
-            statuses = []
-            with httpx.Client(timeout=TIMEOUT) as client:  # keeps its connection
-                while not leaving.is_set():
-                    answer = client.post(f"{server.url}/segment", files={"file": ("x.png", small)})
-                    statuses.append(answer.status_code)
-            return statuses
-
-        with ThreadPoolExecutor(10) as pool:
-            clients = [pool.submit(keep_asking, number) for number in range(6)]
-            in_flight = pool.submit(segment, server, large)
-            slow = HalfSent(server, small)
-            wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["pixels"] > 4_000_000)
-            server.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=TIMEOUT).status_code == 503)
-            probe = httpx.get(f"{server.url}/readyz", timeout=TIMEOUT)
-            live = httpx.get(f"{server.url}/livez", timeout=TIMEOUT)
-            served_meanwhile = segment(server, small)
-            leaving.set()
-            slow.go_on()
-            assert (probe.status_code, probe.json()["code"]) == (503, "draining")
-            assert live.status_code == 200
-            assert (served_meanwhile.status_code, served_meanwhile.headers["connection"]) == (200, "close")
-            assert slow.read_status() == 200
-            assert in_flight.result().status_code == 200
-            answers = [status for client in clients for status in client.result()]
-        assert answers
-        assert set(answers) == {200}
-        assert server.wait() == 0
-        assert "Traceback" not in server.log.read_text()
 
 
 def test_what_cannot_be_finished_before_the_drain_deadline_gets_503(shared_weights: Path, tmp_path: Path) -> None:
@@ -157,70 +99,6 @@ def test_a_full_queue_says_when_to_come_back(shared_weights: Path, tmp_path: Pat
             assert 1 <= int(refused.headers["retry-after"]) <= 3600
             assert in_flight.result().status_code == 200
         assert segment(server, small).status_code == 200
-
-
-def test_swapping_weights_under_load_mixes_nothing_up(tmp_path: Path) -> None:
-    served = tmp_path / "weights"
-    sources = [tmp_path / "a.pth", tmp_path / "b.pth"]
-    images = [draw_cells(200, 300, seed) for seed in range(3)]
-    expected: dict[str, list[bytes]] = {}
-    for seed, source in enumerate(sources):
-        write_weights(source, seed=seed)
-        reference = load_reference(source)
-        expected[reference.version] = [reference.segment(image).mask().tobytes() for image in images]
-    assert len({masks[0] for masks in expected.values()}) == 2
-    served.mkdir()
-    target = served / "best_model.pth"
-    shutil.copy(sources[0], target)
-    stop = threading.Event()
-    with ServerProcess(served, tmp_path / "log", {"reload_poll_s": 0.1, "admin_key": KEY}) as server:
-
-        def keep_asking(number: int) -> list[str]:
-            versions, index = [], number % 3
-            with httpx.Client(timeout=TIMEOUT) as client:
-                while not stop.is_set():
-                    answer = client.post(f"{server.url}/segment", files={"file": ("x.png", to_png(images[index]))})
-                    assert answer.status_code == 200, answer.text
-                    versions.append(answer.headers["x-model-version"])
-                    assert (decode(answer.content) > 0).tobytes() == expected[versions[-1]][index]
-            return versions
-
-        def serving() -> str:
-            return str(httpx.get(f"{server.url}/models/best_model", timeout=TIMEOUT).json()["version"])
-
-        def wait_until_serving(version: str) -> None:
-            wait_for(lambda: serving() == version)
-
-        def replace_by(source: Path) -> None:
-            part = served / ".part"
-            shutil.copy(source, part)
-            part.replace(target)
-
-        with ThreadPoolExecutor(6) as pool:
-            clients = [pool.submit(keep_asking, number) for number in range(6)]
-            try:
-                for swap in range(1, 9):
-                    source = sources[swap % 2]
-                    replace_by(source)
-                    if swap % 2:  # by the watcher, or at once by the route
-                        wait_until_serving(load_reference(source).version)
-                    else:
-                        url, headers = f"{server.url}/models/best_model/reload", {"Authorization": f"Bearer {KEY}"}
-                        answer = httpx.post(url, headers=headers, timeout=TIMEOUT)
-                        assert (answer.status_code, answer.json()["version"]) == (200, load_reference(source).version)
-                before = serving()
-                (served / "other.pth").write_bytes(b"junk")
-                target.write_bytes(sources[1].read_bytes()[:5000])  # in place, cut short
-                wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["refused_weights"].keys()
-                         == {"best_model", "other"})  # fmt: skip
-                health = httpx.get(f"{server.url}/health", timeout=TIMEOUT)
-                assert (health.status_code, health.json()["last_reload"]["ok"]) == (200, False)
-                assert "no readable file of weights" in health.json()["last_reload"]["error"]
-                assert serving() == before
-            finally:
-                stop.set()
-            seen = {version for client in clients for version in client.result()}
-        assert seen == set(expected)
 
 
 def test_the_reload_route_wants_the_admin_key(tmp_path: Path) -> None:

@@ -1,24 +1,17 @@
 import asyncio
-import pickle
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from app.errors import UnknownModelError, WeightsRefusedError
 from app.registry import Registry
 from app.settings import Settings
-from model.checkpoint import FORMAT, read_checkpoint
 from model.errors import WeightsError
 from model.twin import twin_path
 from tests.e2e.kit import write_small_twin, write_weights
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return Path("/tmp/maskwell-bomb").touch, ()  # type: ignore[return-value]  # any callable will do
+from tests.faults.bad_weights import BOMB_MARK, SPOILERS
 
 
 def run(folder: Path, work: Callable[[Registry], Coroutine[Any, Any, None]]) -> list[tuple[int, float]]:
@@ -114,41 +107,6 @@ def test_a_file_that_is_only_touched_or_written_again_is_not_loaded(folder: Path
     run(folder, work)
 
 
-def spoil_nan(path: Path) -> None:
-    checkpoint = read_checkpoint(path)
-    checkpoint.state["outc.conv.bias"][0] = float("nan")
-    content = {"format": FORMAT, "config": checkpoint.config.model_dump(mode="json"), "card": {},
-               "state_dict": checkpoint.state}  # fmt: skip
-    torch.save(content, path)
-
-
-def spoil_shape(path: Path) -> None:
-    checkpoint = read_checkpoint(path)
-    checkpoint.state["outc.conv.bias"] = torch.zeros(2)
-    content = {"format": FORMAT, "config": checkpoint.config.model_dump(mode="json"), "card": {},
-               "state_dict": checkpoint.state}  # fmt: skip
-    torch.save(content, path)
-
-
-def spoil_constant(path: Path) -> None:
-    checkpoint = read_checkpoint(path)
-    checkpoint.state["outc.conv.weight"].zero_()
-    content = {"format": FORMAT, "config": checkpoint.config.model_dump(mode="json"), "card": {},
-               "state_dict": checkpoint.state}  # fmt: skip
-    torch.save(content, path)
-
-
-SPOILERS: dict[str, Callable[[Path], object]] = {
-    "corrupt": lambda path: path.write_bytes(bytes(len(path.read_bytes()))),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
-    "empty": lambda path: path.write_bytes(b""),
-    "NaN": spoil_nan,
-    "wrong shape": spoil_shape,
-    "says nothing": spoil_constant,
-    "pickle bomb": lambda path: path.write_bytes(pickle.dumps(Bomb())),
-}
-
-
 @pytest.mark.parametrize("kind", SPOILERS)
 def test_a_bad_candidate_leaves_the_old_model_serving_and_is_reported_once(folder: Path, kind: str) -> None:
     async def work(registry: Registry) -> None:
@@ -167,7 +125,7 @@ def test_a_bad_candidate_leaves_the_old_model_serving_and_is_reported_once(folde
         assert registry.refused == {}
 
     run(folder, work)
-    assert not Path("/tmp/maskwell-bomb").exists()
+    assert not BOMB_MARK.exists()
 
 
 def test_models_come_and_go_with_their_files(folder: Path) -> None:
