@@ -134,6 +134,33 @@ def test_three_dropped_pictures_are_segmented_and_the_stack_asks_for_its_plane(
     page.click("[data-zoom=one]")
     page.wait_for_selector("#stage[data-scale='1']")
     assert np.array_equal(shown_mask(page), ask_for_mask(server, STACK, page=1))
+    with page.expect_response(lambda response: "threshold=0.43" in response.url):
+        page.fill("#threshold", "0.43")
+    wait_for(page, "exact")
+    for index, data, query in ((2, STACK, {"page": 1}), (1, TIFF16, {}), (0, PNG, {})):
+        lines.nth(index).click()
+        wait_for(page, "exact")
+        with page.expect_download() as download:
+            page.click("#downloads button:text-is('Labels')")
+        wanted = ask(server, data, output="labels", threshold=0.43, **query)
+        assert Path(download.value.path()).read_bytes() == wanted
+
+
+def test_a_channel_is_chosen_where_the_file_has_several(page: Page, server: ServerProcess) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.stack([GREY, GREY[::-1]]), imagej=True, metadata={"axes": "CYX"})
+    drop(page, two_tif=buffer.getvalue())
+    expect(page.locator("#problem")).to_contain_text("channel=0")
+    assert find_barriers(page) == []
+    page.fill("#channel", "1")
+    page.press("#channel", "Enter")
+    wait_for(page, "exact")
+    expect(page.locator("#problem")).to_be_hidden()
+    page.check("[value=fill]")
+    page.click("[data-zoom=one]")
+    page.wait_for_selector("#stage[data-scale='1']")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, buffer.getvalue(), channel="1"))
+    expect(page.locator("#shell")).to_contain_text("channel=1")
 
 
 def test_the_pixels_on_show_are_those_of_the_mask_that_the_api_returns(page: Page, server: ServerProcess) -> None:

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.routes.page import STATIC, read_page
 from app.settings import Settings
-from model.images import decode_image
+from model.images import SUFFIXES, decode_image
 from model.outputs import Output
 
 HTML = (STATIC / "index.html").read_text(encoding="utf-8")
@@ -60,6 +60,12 @@ def test_the_page_offers_every_output_that_the_service_has() -> None:
     assert listed
     offered = re.findall(r'^  \["(\w+)",', listed[1], re.MULTILINE)
     assert [*offered, "view"] == list(get_args(Output))  # which is for the page itself
+
+
+def test_the_page_offers_to_choose_every_kind_of_file_that_is_read() -> None:
+    accepted = re.search(r'accept="([^"]+)"', HTML)
+    assert accepted
+    assert accepted[1].split(",") == [*SUFFIXES, "image/*"]
 
 
 def test_the_sample_is_a_small_picture(client: TestClient) -> None:
