@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     if clash:
         print(f"error: several inputs would be written to {clash}; run them into folders of their own", file=sys.stderr)
         return 2
-    inputs = {path.resolve() for path in files}
-    overwritten = next((name for name in names if name.resolve() in inputs), None)
+    inputs = {path.resolve().with_suffix("") for path in files}  # a result's own suffix is not known yet
+    overwritten = next((name for name in names if name.resolve().with_suffix("") in inputs), None)
     if overwritten:
         print(f"error: {overwritten} is an input and would be overwritten; say --out", file=sys.stderr)
         return 2

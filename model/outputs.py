@@ -138,7 +138,7 @@ def encode_plane(
             (labels > 0) * np.uint8(255) if output == "all" else segmentation.mask() * np.uint8(255)
         )
     if "probability" in wanted:
-        pictures["probability"] = pack(np.rint(segmentation.probability * np.float32(65535)).astype(np.uint16))
+        pictures["probability"] = pack(segmentation.maps.cell)
     if "labels" in wanted:
         pictures["labels"] = pack_labels(labels)
     if "overlay" in wanted and image is not None:

@@ -54,6 +54,7 @@ COMPRESSIONS: tuple[int, ...] = (
     tifffile.COMPRESSION.CCITT_T6,
 )
 _TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # others: 1
+MAX_XML_CHARS = 2**24  # a file of the most planes, each described at length, has half of it
 # Pictures that slide scanners keep beside the slide.
 _BESIDES = ("Thumbnail", "Label", "Macro", "Map")
 
@@ -163,6 +164,8 @@ def _main_series(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
 
 def _ome_pixels(tiff: tifffile.TiffFile) -> list[ElementTree.Element]:
     xml = tiff.pages.first.description
+    if len(xml) > MAX_XML_CHARS:
+        raise ImageTooLargeError(f"OME-XML of {len(xml):,} characters; at most {MAX_XML_CHARS:,}")
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise UndecodableImageError("OME-XML with a document type or entities, which none needs, is not read")
     return [element for element in ElementTree.fromstring(xml).iter() if element.tag.endswith("}Pixels")]
@@ -418,7 +421,7 @@ def _read_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
     lengths = _lengths(tiff.pages.first)
     if tiff.is_imagej:
         about = tiff.imagej_metadata or {}
-        unit = _um(str(about.get("unit", "")).encode().decode("unicode_escape", "ignore"))
+        unit = _um(str(about.get("unit", "")).replace("\\u00B5", "µ"))  # ImageJ keeps to ASCII
         if unit is None or lengths is None:
             return None
         spacing = _positive(about.get("spacing"))

@@ -83,6 +83,33 @@ def test_every_type_of_array_arrives_as_it_is(server: ServerProcess, reference: 
         np.testing.assert_array_equal(client.segment(image), reference.segment(image).labels())
 
 
+def test_stacks_and_channels_of_arrays_and_files(server: ServerProcess, reference: Segmenter, tmp_path: Path) -> None:
+    stack = np.stack([GREY, GREY[::-1], GREY[:, ::-1]])
+    expected = [reference.segment(plane).labels() for plane in stack]
+    tifffile.imwrite(tmp_path / "t.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    with Client(server.url) as client:
+        for labels in (
+            client.segment(stack, axes="ZYX"),
+            client.segment(tmp_path / "t.tif"),
+            client.segment(tmp_path / "t.tif", page="all", level=0),
+        ):
+            assert labels.dtype == np.int32
+            np.testing.assert_array_equal(labels, expected)
+        masks = client.segment(stack, output="mask", axes="ZYX")
+        np.testing.assert_array_equal(masks, np.array(expected) > 0)
+        assert client.segment(stack, output="overlay", axes="ZYX").shape == (*stack.shape, 3)
+        channels = np.moveaxis(stack, 0, 2)
+        np.testing.assert_array_equal(client.segment(channels, axes="YXC", channel=1), expected[1])
+        np.testing.assert_array_equal(client.segment(np.asfortranarray(stack), axes="TYX", page=2), expected[2])
+        tiff = client.fetch(GREY, output="labels", file_format="tiff")
+        assert (tiff.media_type, tiff.suffix) == ("image/tiff", ".tif")
+        np.testing.assert_array_equal(tifffile.imread(io.BytesIO(tiff.content)), expected[0])
+        with pytest.raises(ClientError, match="any whose axes are said"):
+            client.segment(stack[None])
+        with pytest.raises(ServiceError, match="names 2 axes"):
+            client.segment(stack, axes="YX")
+
+
 def test_a_file_comes_with_what_made_it(server: ServerProcess, reference: Segmenter) -> None:
     with Client(server.url) as client:
         answer = client.fetch(GREY, output="table")
@@ -263,6 +290,17 @@ def test_each_page_has_a_result_of_its_own(server: ServerProcess, tmp_path: Path
         assert main(["segment", str(tmp_path / "s.tif"), "--page", page, "--url", server.url]) == 0
     found = results(tmp_path)
     assert found["s_mask_p0.png"] != found["s_mask_p1.png"]
+
+
+def test_channel_axes_level_and_format_can_be_said_on_the_command_line(server: ServerProcess, tmp_path: Path) -> None:
+    stack = np.stack([GREY, GREY[::-1]])
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack")
+    command = ["segment", str(tmp_path / "s.tif"), "--url", server.url, "--out", str(tmp_path / "out")]
+    assert main([*command, "--axes", "CYX", "--channel", "1", "--format", "tiff"]) == 0
+    assert main([*command, "--page", "all", "--output", "labels", "--level", "0"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["s_labels_pall.tif", "s_mask_c1.tif"]
+    assert tifffile.imread(tmp_path / "out" / "s_mask_c1.tif").shape == GREY.shape
+    assert tifffile.imread(tmp_path / "out" / "s_labels_pall.tif").shape == stack.shape
 
 
 def test_a_name_that_is_no_text_fails_nobody(server: ServerProcess, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import roifile
 import tifffile
 from starlette.testclient import TestClient
 
+from app import service
 from app.main import create_app
 from app.settings import Settings
 from model.images import encode_labels, encode_mask, encode_probability
@@ -206,6 +208,33 @@ def test_more_planes_than_may_wait_are_refused_before_decoding(client: TestClien
     assert (refused.status_code, refused.json()["code"]) == (413, "image_too_large")
     assert "11 planes of 80 x 60 px = 52,800 pixels; at most 50,000" in refused.json()["detail"]
     assert post(client, many, page=10).status_code == 200
+
+
+def test_a_few_planes_are_under_way_at_a_time(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    most = 0
+    lock = threading.Lock()
+    prepare, encode = service._prepare_plane, service._encode_plane
+
+    def note_prepare(source: Any, plane: int, *arguments: Any) -> Any:
+        nonlocal most
+        with lock:
+            begun.append(plane)
+            most = max(most, len(begun))
+        return prepare(source, plane, *arguments)
+
+    def note_encode(*arguments: Any, **options: Any) -> Any:
+        with lock:
+            begun.pop()
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(service, "_prepare_plane", note_prepare)
+    monkeypatch.setattr(service, "_encode_plane", note_encode)
+    planes = as_tiff(np.stack([draw_cells(16, 18, seed) for seed in range(30)]), photometric="minisblack")
+    axes, masks = read(post(client, planes, page="all"))
+    assert (axes, masks.shape) == ("ZYX", (30, 16, 18))
+    assert begun == []
+    assert 1 <= most <= service.BATCH_WINDOW == 4
 
 
 @pytest.mark.parametrize("page", ["-1", "1.5", "every", "", "99999999999", "٣"])

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,38 @@ def test_a_page_of_a_stack_can_be_said(weights: Path, tmp_path: Path, capsys: py
     assert predict(tmp_path / "stack.tif", "--page", "3", "--output", "probability", weights=weights) == 0
     expected = load_segmenter(weights, device="cpu").segment(stack[3]).probability
     np.testing.assert_array_equal(read_image(tmp_path / "stack_probability.png"), np.rint(expected * np.float32(65535)))
+
+
+def test_a_stack_of_times_comes_back_as_one_and_a_channel_as_png(weights: Path, tmp_path: Path) -> None:
+    stack = np.random.default_rng(0).integers(0, 65535, (2, 20, 30)).astype(np.uint16)
+    options: dict[str, Any] = {"imagej": True, "resolution": (2, 2), "metadata": {"axes": "TYX", "unit": "um"}}
+    tifffile.imwrite(tmp_path / "t.tif", stack, **options)
+    segmenter = load_segmenter(weights, device="cpu")
+    assert predict(tmp_path / "t.tif", "--output", "labels", weights=weights) == 0
+    with tifffile.TiffFile(tmp_path / "t_labels.tif") as tiff:
+        assert tiff.series[0].axes == "TYX"
+        np.testing.assert_array_equal(tiff.asarray(), [segmenter.segment(plane).labels() for plane in stack])
+        assert "X-Pixel-Size-Um=0.5 x 0.5" in str((tiff.imagej_metadata or {})["Info"])
+    assert predict(tmp_path / "t.tif", "--axes", "CYX", "--channel", "1", weights=weights) == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "t_mask.png") > 0, segmenter.segment(stack[1]).mask())
+    assert predict(tmp_path / "t.tif", "--page", "0", "--format", "tiff", weights=weights) == 0
+    assert tifffile.imread(tmp_path / "t_mask.tif").shape == (20, 30)
+    with pytest.raises(SystemExit):
+        predict(tmp_path / "t.tif", "--output", "table", "--format", "tiff", weights=weights)
+
+
+def test_a_result_never_takes_the_place_of_an_input_whatever_its_suffix(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("t.tif", "t_labels.tif"):
+        tifffile.imwrite(tmp_path / name, np.zeros((20, 30), np.uint8))
+    before = (tmp_path / "t_labels.tif").read_bytes()
+    found = predict(
+        tmp_path / "t.tif", tmp_path / "t_labels.tif", "--output", "labels", "--format", "tiff", weights=weights
+    )
+    assert found == 2
+    assert "is an input and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "t_labels.tif").read_bytes() == before
 
 
 def test_one_bad_file_fails_alone(

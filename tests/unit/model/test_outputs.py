@@ -5,13 +5,14 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import roifile
 import shapely
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,10 +21,11 @@ from scipy import ndimage
 from shapely.geometry import shape
 
 from model.errors import ImageError
-from model.outputs import encode_geojson, encode_output, encode_rois, encode_table
+from model.outputs import SUFFIXES, Output, encode_geojson, encode_output, encode_rois, encode_table
 from model.postprocess import Maps
 from model.segmenter import Segmentation
 from model.shapes import trace_cells
+from model.source import PixelSize
 from model.types import Labels
 
 PROVENANCE = {"Software": "Maskwell", "X-Model-Version": "abc", "X-Threshold": "0.5"}
@@ -222,3 +224,75 @@ def test_all_holds_every_output_with_one_set_of_numbers() -> None:
     labels = np.asarray(PillowImage.open(io.BytesIO(archive.read("labels.png")))).astype(np.int32)
     np.testing.assert_array_equal(from_geojson(archive.read("cells.geojson"), labels.shape), labels)
     assert [int(row["label"]) for row in rows(archive.read("table.csv"))] == [1, 2]
+
+
+def test_lengths_and_areas_are_in_micrometres_where_the_pixel_size_is_known() -> None:
+    labels = np.zeros((20, 40), np.int32)
+    labels[3:7, 10:20] = 1
+    image = labels.astype(np.uint8)
+    [row] = rows(encode_table(labels, image, pixel_size=PixelSize(0.5, 0.5)))
+    assert (row["area_px"], float(row["area_um2"])) == ("40", 10)
+    assert [float(row[f"centroid_{axis}_um"]) for axis in "xy"] == [7.25, 2.25]
+    assert [float(row[f"bbox_{name}_um"]) for name in ("x", "y", "width", "height")] == [5, 1.5, 5, 2]
+    assert float(row["perimeter_um"]) == pytest.approx(float(row["perimeter_px"]) / 2)
+    [row] = rows(encode_table(labels, image, pixel_size=PixelSize(0.5, 2)))
+    assert (float(row["area_um2"]), float(row["centroid_y_um"]), float(row["bbox_height_um"])) == (40, 9, 8)
+    assert "perimeter_um" not in row  # of pixels that are not square there is no one factor
+    assert not [name for name in rows(encode_table(labels, image))[0] if "_um" in name]
+
+
+@pytest.mark.parametrize("file_format", ["png", "tiff"])
+@pytest.mark.parametrize("output", get_args(Output))
+def test_every_file_says_what_made_it(output: Output, file_format: Any) -> None:
+    cell = np.zeros((30, 40), np.float32)
+    cell[5:15, 5:15] = 0.9
+    segmentation = Segmentation(Maps.from_probabilities(cell), threshold=0.5, min_area_px=0)
+    made = {"X-Model": "größe", "X-Model-Version": "abc", "X-Pixel-Size-Um": "0.5 x 0.5"}
+    image, size = (cell * 255).astype(np.uint8), PixelSize(0.5, 0.5)
+    data, media_type = encode_output(output, segmentation, image, made, file_format=file_format, pixel_size=size)
+    assert find_provenance(data, media_type).items() >= {"Software": "Maskwell", **made}.items()
+    if media_type == "application/zip" and output != "rois":
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}
+        for name in archive.namelist():
+            found = find_provenance(archive.read(name), kinds[Path(name).suffix])
+            assert found.items() >= made.items(), name
+
+
+def find_provenance(data: bytes, media_type: str) -> dict[str, str]:
+    if media_type == "image/png":
+        return {str(key): str(value) for key, value in PillowImage.open(io.BytesIO(data)).info.items()}
+    if media_type == "application/geo+json":
+        return dict(json.loads(data)["provenance"])
+    if media_type == "text/csv":
+        [row] = rows(data)
+        return {
+            "Software": row["software"], "X-Model": row["model"], "X-Model-Version": row["model_version"],
+            "X-Pixel-Size-Um": row["pixel_size_um"],
+        }  # fmt: skip
+    if media_type == "image/tiff":
+        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+            text = str((tiff.imagej_metadata or {})["Info"])
+    else:
+        text = zipfile.ZipFile(io.BytesIO(data)).comment.decode()
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def test_every_cell_of_a_crowded_picture_comes_back_with_an_iou_of_1(tmp_path: Path) -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=(200, 260)), 2.5)
+    labels: Labels = ndimage.label(noise > 0.02)[0].astype(np.int32)
+    labels = np.where(ndimage.gaussian_filter(noise, 1) > 0.1, 0, labels).astype(np.int32)  # with holes
+    labels = ndimage.label(labels > 0)[0].astype(np.int32)
+    n = int(labels.max())
+    assert n > 50
+    outlines = trace_cells(labels)
+    assert sum(len(rings) > 1 for outline in outlines for rings in outline.polygons) > 10
+    for found in (
+        from_geojson(encode_geojson(outlines), labels.shape),
+        from_rois(encode_rois(outlines, labels.shape), labels.shape, tmp_path),
+    ):
+        both = np.bincount(labels[labels == found], minlength=n + 1)[1:]
+        either = (
+            np.bincount(labels.ravel(), minlength=n + 1)[1:] + np.bincount(found.ravel(), minlength=n + 1)[1:] - both
+        )
+        assert (both / either == 1).all()

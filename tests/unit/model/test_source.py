@@ -197,3 +197,18 @@ def test_a_level_of_a_pyramid_has_its_own_size_and_pixels_as_much_larger() -> No
     for other in (as_tiff(RGB, photometric="rgb"), as_npy(image)):
         with pytest.raises(ImageError, match=r"level 1; .* level 0 alone"):
             decode_image(other, level=1)
+
+
+def test_ome_xml_with_a_document_type_is_refused() -> None:
+    head = b"<?xml version='1.0'?><!DOCTYPE OME [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>"
+    plain = as_tiff(STACK[0, 0, 0], ome=True)
+    with tifffile.TiffFile(io.BytesIO(plain)) as tiff:
+        xml = (tiff.ome_metadata or "").encode()
+    good = as_tiff(STACK[0, 0, 0], description=xml, metadata=None)
+    np.testing.assert_array_equal(decode_image(good).pixels, STACK[0, 0, 0])
+    with pytest.raises(UndecodableImageError, match="document type or entities"):
+        decode_image(
+            as_tiff(
+                STACK[0, 0, 0], description=xml.replace(b'<?xml version="1.0" encoding="UTF-8"?>', head), metadata=None
+            )
+        )
