@@ -16,6 +16,7 @@ from app.errors import UnknownModelError, WeightsRefusedError
 from app.schemas import ModelSummary, ReloadReport
 from app.settings import Settings
 from model import Segmenter, WeightsError, load_segmenter
+from model.compiled_cache import CompiledCache
 from model.twin import SUFFIX as TWIN_SUFFIX
 from model.twin import twin_path
 
@@ -81,6 +82,7 @@ class Registry:
         self._observe = observe
         self._note_reload = note_reload
         self._on_swap = on_swap
+        self._cache = CompiledCache(settings.cache_folder)
         self._models: dict[str, Model] = {}
         self._seen: dict[str, tuple[Signature, Signature | None]] = {}
         self._lock = asyncio.Lock()
@@ -259,6 +261,7 @@ class Registry:
             precision=settings.precision,
             batch_tiles=settings.batch_tiles,
             streams=settings.streams,
+            cache=self._cache,
         )
         started_at = time.perf_counter()
         segmenter.warm_up()

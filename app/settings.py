@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model.compiled_cache import default_folder
 from model.runtime import Precision, available_cpus
 
 MIB = 1024**2
@@ -41,6 +42,12 @@ class Settings(BaseSettings):
         ge=0,
         le=256,
         description="Passes under way at a time on a CPU, which share its cores; 0 takes what suits it.",
+    )
+    cache_dir: str = Field(
+        "auto",
+        min_length=1,
+        description="Folder that keeps networks compiled for int8, which makes a restart quicker; auto is maskwell in "
+        "the user's cache folder, off keeps none.",
     )
     batch_wait_ms: float = Field(
         5.0, ge=0, le=10_000, description="Longest a tile waits for company in a batch that is not full, in ms."
@@ -86,6 +93,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged."
     )
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """What `cache_dir` means."""
+        if self.cache_dir == "off":
+            return None
+        return default_folder() if self.cache_dir == "auto" else Path(self.cache_dir)
 
     @property
     def codec_thread_count(self) -> int:

@@ -4,9 +4,12 @@ The graph is built from the tensors, not traced from the module: tracing takes s
 of the weights, and OpenVINO's converter reports home unless it is told not to (decisions/0008).
 """
 
+import hashlib
 import logging
+import platform
 import queue
 import threading
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,7 @@ import openvino.opset15 as ops
 from openvino import Node
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig
+from model.compiled_cache import CompiledCache
 from model.errors import WeightsError
 from model.runtime import available_cpus, fill_batch
 from model.twin import PROBE_STEP, PROBE_TOLERANCE, Twin, probe_batch
@@ -39,6 +43,7 @@ class OpenVinoRuntime:
         checkpoint: whose weights to run.
         precision: `fp32`, or `bf16` where the processor has the instructions for it; unused with a twin.
         twin: runs the network in int8.
+        cache: keeps compiled networks, those in int8 alone: float32 is compiled as quickly as it would be read.
         check: see first whether the twin answers here as it did where it was made.
         threads: cores to use; 0 takes all that the process may use.
         batch_tiles: tiles in a pass.
@@ -61,6 +66,7 @@ class OpenVinoRuntime:
         batch_tiles: int = 1,
         streams: int = 0,
         twin: Twin | None = None,
+        cache: CompiledCache | None = None,
         check: bool = True,
     ) -> None:
         if precision not in HINTS:
@@ -68,6 +74,8 @@ class OpenVinoRuntime:
         self.precision = "int8" if twin else precision
         self._hint = HINTS[precision]
         self._twin = twin
+        self._cache = cache
+        self._version = checkpoint.version
         self.batch_tiles = batch_tiles
         self._threads = threads or available_cpus()
         self.streams = min(streams or MAX_STREAMS, self._threads)
@@ -113,23 +121,57 @@ class OpenVinoRuntime:
             raise WeightsError(f"the int8 twin is off by {off:.1%} of the logits' spread on this processor")
 
     def _compile(self, shape: tuple[int, int, int]) -> "_Engine":
+        key = self._key(shape) if self._cache and self._twin and self._version else None
+        blob = self._cache.load(key) if self._cache and key else None
+        shared = self._import(blob, self.streams) if blob else None
+        if shared is None:
+            shared = self._core.compile_model(self._graph(shape), "CPU", self._options(self.streams))
+            blob = None
+            if self._cache and key:
+                blob = shared.export_model().getvalue()
+                self._cache.store(key, blob)
+        whole = None
+        if self.streams > 1:
+            whole = self._import(blob, 1) if blob else None
+            whole = whole or self._core.compile_model(self._graph(shape), "CPU", self._options(1))
+        sample = np.random.default_rng(0).normal(size=shared.input(0).shape).astype(np.float32)
+        return _Engine(_Requests(shared, self.streams), _Requests(whole, 1) if whole else None, sample)
+
+    def _graph(self, shape: tuple[int, int, int]) -> ov.Model:
         graph = build_graph(self._architecture, self._state, shape)
         if self._twin:
             quantise_graph(graph, self._twin)
-        shared = _Requests(self._compile_for(graph, self.streams), self.streams)
-        whole = _Requests(self._compile_for(graph, 1), 1) if self.streams > 1 else None
-        sample = np.random.default_rng(0).normal(size=graph.input(0).shape).astype(np.float32)
-        return _Engine(shared, whole, sample)
+        return graph
 
-    def _compile_for(self, graph: ov.Model, streams: int) -> ov.CompiledModel:
-        options = {
+    def _options(self, streams: int) -> dict[str, object]:
+        return {
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
             "INFERENCE_PRECISION_HINT": self._hint,
             # else the threads of two models, or of two processes, are bound to the same cores
             "ENABLE_CPU_PINNING": False,
         }
-        return self._core.compile_model(graph, "CPU", options)
+
+    def _import(self, blob: bytes, streams: int) -> ov.CompiledModel | None:
+        try:
+            return self._core.import_model(blob, "CPU", self._options(streams))
+        except RuntimeError as error:  # OpenVINO's only kind
+            logger.warning("a compiled network that was kept cannot be used: %s", str(error).splitlines()[0])
+            return None
+
+    def _key(self, shape: tuple[int, int, int]) -> str:
+        """All that a compiled network depends on: weights, twin, shape, this code, OpenVINO, and the processor."""
+        twin = self._twin.model_dump_json() if self._twin else ""
+        parts = (
+            self._version,
+            twin,
+            self._architecture.model_dump_json(),
+            str(shape),
+            ov.__version__,
+            _processor(),
+            Path(__file__).read_text(encoding="utf-8"),
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 class _Engine:
@@ -291,6 +333,15 @@ def _fold(
     weight = state[f"{conv}.weight"] * scale[:, None, None, None]
     shifted = (bias - state[f"{norm}.running_mean"]) * scale + state[f"{norm}.bias"]
     return weight.astype(np.float32), shifted.astype(np.float32)
+
+
+def _processor() -> str:
+    """What tells this processor's instructions from another's; a container may move between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return " ".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
 def state_arrays(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:

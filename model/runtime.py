@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from model.checkpoint import Checkpoint
+from model.compiled_cache import CompiledCache
 from model.errors import WeightsError
 from model.twin import Twin
 from model.types import Batch, Logits
@@ -107,6 +108,7 @@ def make_runtime(
     batch_tiles: int = 0,
     streams: int = 0,
     twin: Twin | None = None,
+    cache: CompiledCache | None = None,
 ) -> Runtime:
     """The engine that suits a device: PyTorch on a GPU, OpenVINO on a CPU (decisions/0008).
 
@@ -118,6 +120,7 @@ def make_runtime(
         batch_tiles: tiles in a pass; 0 takes what suits the device.
         streams: passes under way at a time on a CPU, which share its cores; 0 takes what suits it.
         twin: of the checkpoint, for int8.
+        cache: keeps compiled networks from one start to the next.
 
     Raises:
         WeightsError: the device is not there, or cannot do that precision; or the twin answers wrongly here.
@@ -133,6 +136,7 @@ def make_runtime(
         checkpoint,
         precision="fp32" if precision in ("auto", "int8") else precision,
         twin=twin if precision in ("auto", "int8") else None,
+        cache=cache,
         threads=available_cpus(),
         batch_tiles=batch_tiles or 1,
         streams=streams,

@@ -3,12 +3,14 @@
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
+from model.compiled_cache import CompiledCache
 from model.errors import WeightsError
 from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, threshold_mask, to_maps
 from model.preprocess import Preprocessor, RowReader
@@ -204,7 +206,13 @@ class Segmenter:
 
 
 def load_segmenter(
-    path: Path, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0, streams: int = 0
+    path: Path,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    batch_tiles: int = 0,
+    streams: int = 0,
+    cache: CompiledCache | None = None,
 ) -> Segmenter:
     """Read weights and put them on a device.
 
@@ -215,31 +223,22 @@ def load_segmenter(
             `fp32`, `fp16` (GPU alone), `bf16` or `int8` (CPU alone).
         batch_tiles: tiles in a pass; 0 takes what suits the device.
         streams: passes under way at a time on a CPU; 0 takes what suits it.
+        cache: keeps compiled networks from one start to the next.
 
     Raises:
         WeightsError: the file cannot be used, or the device is not there; or int8 was asked for and there is no twin
             that fits.
     """
     checkpoint = read_checkpoint(path)
+    make = partial(make_runtime, checkpoint, device=device, batch_tiles=batch_tiles, streams=streams, cache=cache)
+    twin_error = None
     if precision in ("auto", "int8") and choose_device(device).type == "cpu":
-        twin_error = None
         try:
             twin = read_twin(path, checkpoint.version)
             if twin is not None:
-                runtime = make_runtime(
-                    checkpoint,
-                    device=device,
-                    precision="int8",
-                    batch_tiles=batch_tiles,
-                    streams=streams,
-                    twin=twin.twin,
-                )
-                return Segmenter(checkpoint, runtime, twin=twin)
+                return Segmenter(checkpoint, make(precision="int8", twin=twin.twin), twin=twin)
         except WeightsError as error:
             if precision == "int8":
                 raise
             twin_error = str(error)
-        runtime = make_runtime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles, streams=streams)
-        return Segmenter(checkpoint, runtime, twin_error=twin_error)
-    runtime = make_runtime(checkpoint, device=device, precision=precision, batch_tiles=batch_tiles, streams=streams)
-    return Segmenter(checkpoint, runtime)
+    return Segmenter(checkpoint, make(precision=precision), twin_error=twin_error)

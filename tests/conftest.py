@@ -8,6 +8,14 @@ import pytest
 from tests.e2e.kit import ServerProcess, write_weights
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache() -> Iterator[None]:
+    """Tests leave nothing in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKWELL_CACHE_DIR", "off")
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `best_model.pth`, for reading only."""

@@ -144,6 +144,7 @@ class ServerProcess:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",  # tiny networks on a busy machine: threads would wait for each other
             "MASKWELL_DEVICE": "cpu",
+            "MASKWELL_CACHE_DIR": "off",
             "MASKWELL_WEIGHTS_DIR": str(weights_dir),
             "MASKWELL_PORT": str(self.port),
             **given,
