@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import httpx
 import numpy as np
@@ -78,6 +78,29 @@ class Answer:
         return SUFFIXES.get(self.media_type, ".bin")
 
 
+class Options(TypedDict, total=False):
+    """How to segment; what is left out or None is the service's choice.
+
+    Attributes:
+        model: by name; the service's default.
+        threshold: in [0, 1]; the model's.
+        min_area_px: smallest cell to keep, in pixels; the model's.
+        page: which plane of a stack, from 0; `all` for each by itself, which is also what a file of times or depths
+            gets.
+        channel: its number from 0, its name, or `mean` of all.
+        axes: a letter for each axis where the file or array does not say: T, Z, C, Y, X, and S for colours.
+        level: of a pyramid; 0, the full resolution.
+    """
+
+    model: str | None
+    threshold: float | None
+    min_area_px: int | None
+    page: Page | None
+    channel: int | str | None
+    axes: str | None
+    level: int | None
+
+
 class Client:
     """A running Maskwell; use it as a context manager, from one thread or several.
 
@@ -89,7 +112,7 @@ class Client:
 
     Example:
         >>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
-        ...     labels = client.segment(Path("image.tif"), output="labels")
+        ...     labels = client.segment(Path("image.tif"), output="labels", threshold=0.5)
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> None:
@@ -97,17 +120,7 @@ class Client:
         self._http = httpx.Client(base_url=_base(url), timeout=timeout_s)
 
     def segment(
-        self,
-        source: Source,
-        *,
-        output: ArrayOutput = "labels",
-        model: str | None = None,
-        threshold: float | None = None,
-        min_area_px: int | None = None,
-        page: Page | None = None,
-        channel: int | str | None = None,
-        axes: str | None = None,
-        level: int | None = None,
+        self, source: Source, *, output: ArrayOutput = "labels", **options: Unpack[Options]
     ) -> npt.NDArray[Any]:
         """Segment an image.
 
@@ -115,14 +128,7 @@ class Client:
             source: path of a file, the bytes of one, or an array: (H, W), (H, W, 3 or 4) in colour, or any other whose
                 `axes` are said.
             output: what to return.
-            model: by name; None takes the service's default.
-            threshold: in [0, 1]; None takes the model's.
-            min_area_px: smallest cell to keep, in pixels; None takes the model's.
-            page: which plane of a stack, from 0; `all` for each by itself, which is also what a file of times or depths
-                gets.
-            channel: its number from 0, its name, or `mean` of all.
-            axes: a letter for each axis where the file or array does not say: T, Z, C, Y, X, and S for colours.
-            level: of a pyramid; None or 0 is the full resolution.
+            options: see Options.
 
         Returns:
             (H, W) bool for `mask`; float32 in [0, 1] for `probability`; int32, 0 is background and cells are 1..n, for
@@ -133,27 +139,30 @@ class Client:
             ServiceError: the service refused; `code` says why.
             ClientError: it cannot be reached.
             OSError: the file cannot be read.
+            TypeError: there is no option of that name.
         """
-        query = _query(output, model, threshold, min_area_px, page, channel, axes, level)
-        return _to_array(self._post(source, query), output)
+        return _to_array(self._post(source, _query(output, options)), output)
 
     def fetch(
         self,
         source: Source,
         *,
         output: Output = "mask",
-        model: str | None = None,
-        threshold: float | None = None,
-        min_area_px: int | None = None,
-        page: Page | None = None,
-        channel: int | str | None = None,
-        axes: str | None = None,
-        level: int | None = None,
         file_format: Format | None = None,
+        **options: Unpack[Options],
     ) -> Answer:
-        """Segment an image and return the service's file as it came; arguments and errors as in `segment`."""
-        query = _query(output, model, threshold, min_area_px, page, channel, axes, level, file_format)
-        return self._post(source, query)
+        """Segment an image and return the service's file as it came.
+
+        Args:
+            source: as in `segment`.
+            output: what to return.
+            file_format: of pictures; None is PNG for one plane and TIFF for several.
+            options: see Options.
+
+        Raises:
+            As `segment`.
+        """
+        return self._post(source, _query(output, options, file_format))
 
     def models(self) -> list[dict[str, Any]]:
         """The models in service: `name`, `version` and whether it is the `default`."""
@@ -209,39 +218,21 @@ class AsyncClient:
         self._http = httpx.AsyncClient(base_url=_base(url), timeout=timeout_s)
 
     async def segment(
-        self,
-        source: Source,
-        *,
-        output: ArrayOutput = "labels",
-        model: str | None = None,
-        threshold: float | None = None,
-        min_area_px: int | None = None,
-        page: Page | None = None,
-        channel: int | str | None = None,
-        axes: str | None = None,
-        level: int | None = None,
+        self, source: Source, *, output: ArrayOutput = "labels", **options: Unpack[Options]
     ) -> npt.NDArray[Any]:
         """As Client.segment."""
-        query = _query(output, model, threshold, min_area_px, page, channel, axes, level)
-        return _to_array(await self._post(source, query), output)
+        return _to_array(await self._post(source, _query(output, options)), output)
 
     async def fetch(
         self,
         source: Source,
         *,
         output: Output = "mask",
-        model: str | None = None,
-        threshold: float | None = None,
-        min_area_px: int | None = None,
-        page: Page | None = None,
-        channel: int | str | None = None,
-        axes: str | None = None,
-        level: int | None = None,
         file_format: Format | None = None,
+        **options: Unpack[Options],
     ) -> Answer:
         """As Client.fetch."""
-        query = _query(output, model, threshold, min_area_px, page, channel, axes, level, file_format)
-        return await self._post(source, query)
+        return await self._post(source, _query(output, options, file_format))
 
     async def models(self) -> list[dict[str, Any]]:
         """As Client.models."""
@@ -299,21 +290,11 @@ def _base(url: str) -> str:
     return url.rstrip("/") + "/"
 
 
-def _query(
-    output: str,
-    model: str | None,
-    threshold: float | None,
-    min_area_px: int | None,
-    page: Page | None,
-    channel: int | str | None,
-    axes: str | None,
-    level: int | None,
-    file_format: Format | None = None,
-) -> dict[str, str]:
-    given = {
-        "model": model, "threshold": threshold, "min_area_px": min_area_px, "page": page, "channel": channel,
-        "axes": axes, "level": level, "format": file_format,
-    }  # fmt: skip
+def _query(output: str, options: Options, file_format: Format | None = None) -> dict[str, str]:
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    if unknown:
+        raise TypeError(f"no option {unknown[0]!r}; there are {', '.join(Options.__annotations__)}")
+    given: dict[str, Any] = {**options, "format": file_format}
     return {"output": output, **{name: str(value) for name, value in given.items() if value is not None}}
 
 

@@ -194,6 +194,14 @@ def misbehaving(*answers: int | None) -> Iterator[tuple[str, list[float]]]:
         thread.join()
 
 
+def test_an_option_that_does_not_exist_is_refused_before_anything_is_sent(server: ServerProcess) -> None:
+    with (
+        Client(server.url) as client,
+        pytest.raises(TypeError, match="no option 'treshold'; there are model"),
+    ):
+        client.segment(GREY, treshold=0.5)  # type: ignore[call-arg]  # that is the point
+
+
 def test_a_busy_service_is_asked_again_after_as_long_as_it_says() -> None:
     with misbehaving(429, 503, 200) as (url, seen), Client(url) as client:
         np.testing.assert_array_equal(client.segment(GREY, output="mask"), GREY > 0)
@@ -257,6 +265,17 @@ def test_a_folder_is_segmented_once_and_bad_files_fail_alone(
     assert main(command) == 1  # the bad one is tried again, the others are not
     assert "5 of 6 results are there already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")} == stamps
+
+
+def test_a_pattern_keeps_the_folders_below_its_fixed_part(
+    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "in", 4)
+    monkeypatch.setenv("MASKWELL_URL", server.url)
+    assert main(["segment", str(tmp_path / "in" / "*" / "00[01].png"), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(results(tmp_path / "out")) == ["plate0/000_mask.png", "plate1/001_mask.png"]
+    assert main(["segment", str(tmp_path / "in" / "*.png")]) == 2
+    assert "matches no images" in capsys.readouterr().err
 
 
 def test_results_beside_their_images_are_no_images_of_the_next_run(server: ServerProcess, tmp_path: Path) -> None:
