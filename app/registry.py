@@ -161,9 +161,10 @@ class Registry:
             WeightsRefusedError: the file cannot be used, or holds another version by now.
         """
         async with self._lock:
-            if name in self._models and self._models[name].version == version:
-                return
             files = await self._in_thread(self._scan_or_nothing)
+            same = name in self._models and self._models[name].version == version
+            if same and (name not in files or await self._in_thread(self._unchanged, name, files[name])):
+                return  # and so is the twin
             error = await self._load_file(name, files[name], report=True) if name in files else f"{name}.pth is gone"
             if error is not None:
                 raise WeightsRefusedError(error)

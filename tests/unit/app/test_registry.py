@@ -288,3 +288,27 @@ def test_a_damaged_twin_is_named_and_not_used(folder: Path) -> None:
         assert "is no int8 twin" in registry.refused["best_model.int8.json"]
 
     run(folder, work)
+
+
+def test_what_another_process_serves_is_adopted_from_the_file_and_nothing_else(folder: Path) -> None:
+    weights = folder / "best_model.pth"
+
+    async def work(registry: Registry) -> None:
+        old = registry.get(None)
+        await registry.adopt("best_model", old.version)
+        assert registry.get(None) is old  # the same bytes: nothing to do
+        version = write(weights, 1)
+        await registry.adopt("best_model", version)
+        assert registry.get(None).version == version
+        write_small_twin(weights)
+        await registry.adopt("best_model", version)
+        assert registry.get(None).segmenter.twin is not None
+        with pytest.raises(WeightsRefusedError, match="by now"):
+            await registry.adopt("best_model", "0" * 64)
+        with pytest.raises(WeightsRefusedError, match="gone"):
+            await registry.adopt("another", version)
+        weights.write_bytes(b"junk")
+        with pytest.raises(WeightsRefusedError, match="no readable file of weights"):
+            await registry.adopt("best_model", "0" * 64)
+
+    run(folder, work)
