@@ -1,4 +1,4 @@
-"""The command line `python -m training`: fit, evaluate, tune, publish, quantise, export-bioimageio, synthesize."""
+"""The command line of the training package: `python -m training COMMAND`."""
 
 import argparse
 import json
@@ -137,6 +137,14 @@ def _publish(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_onnx(options: argparse.Namespace) -> int:
+    from training.onnx_export import export_onnx
+
+    export_onnx(options.weights, options.out)
+    print(options.out)
+    return 0
+
+
 def _quantise(options: argparse.Namespace) -> int:
     from model.twin import twin_path
     from training.data import find_pairs
@@ -269,6 +277,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--name", required=True, help="of the model, 5 letters at least")
     export.add_argument("--author", action="append", required=True, help="of the model; may be given several times")
     export.add_argument("--license", help="SPDX identifier of the weights' licence, such as CC0-1.0")
+
+    to_onnx = commands.add_parser("export-onnx", help="write the network as ONNX, to be served elsewhere")
+    to_onnx.set_defaults(run=_export_onnx)
+    to_onnx.add_argument("weights", type=Path)
+    to_onnx.add_argument("out", type=Path, help="the file to write")
 
     quantise = commands.add_parser("quantise", help="make the int8 twin of weights that are there already")
     quantise.set_defaults(run=_quantise)
