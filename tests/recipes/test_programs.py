@@ -41,11 +41,17 @@ def labels(server: ServerProcess) -> npt.NDArray[np.int32]:
     return found
 
 
-def ask(server: ServerProcess, output: str) -> bytes:
+def ask(server: ServerProcess, output: str, **query: str) -> bytes:
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, GREY, photometric="minisblack")
+    tifffile.imwrite(
+        buffer,
+        GREY,
+        imagej=True,
+        resolution=(4.0, 4.0),
+        metadata={"axes": "YX", "unit": "um"},  # 0.25 um a pixel
+    )
     files = {"file": ("cells.tif", buffer.getvalue())}
-    answer = httpx.post(f"{server.url}/segment", files=files, params={"output": output}, timeout=60)
+    answer = httpx.post(f"{server.url}/segment", files=files, params={"output": output, **query}, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.content
 
@@ -67,6 +73,28 @@ def test_napari_opens_the_labels_as_labels(
     shown = open_in_napari(tmp_path, "cells_labels.png", ask(server, "labels"))
     np.testing.assert_array_equal(shown, labels)
     assert shown.dtype.kind in "ui"  # a layer of labels takes nothing else
+
+
+@pytest.mark.slow
+def test_napari_opens_the_tiff_of_the_labels(
+    server: ServerProcess, labels: npt.NDArray[np.int32], tmp_path: Path
+) -> None:
+    shown = open_in_napari(tmp_path, "cells_labels.tif", ask(server, "labels", format="tiff"))
+    np.testing.assert_array_equal(shown, labels)
+
+
+def test_fiji_shows_the_tiff_of_the_labels_from_the_first_to_the_last(
+    server: ServerProcess, labels: npt.NDArray[np.int32]
+) -> None:
+    with tifffile.TiffFile(io.BytesIO(ask(server, "labels", format="tiff"))) as tiff:
+        assert tiff.is_imagej
+        said = tiff.imagej_metadata
+        assert said is not None
+        np.testing.assert_array_equal(tiff.asarray(), labels)
+        assert (said["min"], said["max"]) == (0, labels.max())
+        assert said["unit"] in ("micron", "um", "\\u00B5m")
+        width, per = tiff.pages.first.tags["XResolution"].value
+        assert width / per == 4.0
 
 
 @pytest.mark.slow
