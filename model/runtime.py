@@ -1,17 +1,23 @@
 """Run a network on a device: a batch of tiles in, logits out. The one place that knows CPU from GPU."""
 
+import logging
 import os
+import threading
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.compiled_cache import CompiledCache
+from model.cuda_graph import CapturedPass
 from model.errors import WeightsError
 from model.twin import Twin
 from model.types import Batch, Logits
+
+logger = logging.getLogger("model.torch")
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -48,7 +54,10 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """PyTorch, eager, channels_last; float16 or bfloat16 by autocast on a GPU. On a CPU it is the reference."""
+    """PyTorch, channels_last; on a GPU float16 or bfloat16 by autocast, and a captured pass for each shape of batch.
+
+    On a CPU it is eager and the reference for what else runs there.
+    """
 
     name = "torch"
     streams = 1
@@ -60,32 +69,58 @@ class TorchRuntime:
             raise WeightsError("precision 'int8' by PyTorch; it is there on a CPU by OpenVINO alone")
         self._device = choose_device(device)
         self.device = str(self._device)
-        on_gpu = self._device.type == "cuda"
-        self.precision: str = ("fp16" if on_gpu else "fp32") if precision == "auto" else precision
+        self._on_gpu = self._device.type == "cuda"
+        self.precision: str = ("fp16" if self._on_gpu else "fp32") if precision == "auto" else precision
         # On a CPU a larger batch only falls out of the caches (decisions/0004).
-        self.batch_tiles = batch_tiles or (8 if on_gpu else 1)
+        self.batch_tiles = batch_tiles or (8 if self._on_gpu else 1)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
         network = checkpoint.build()
         self._network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
+        self._captured: dict[tuple[int, ...], CapturedPass] = {}
+        self._may_capture = self._on_gpu
+        self._lock = threading.Lock()
 
     @torch.inference_mode()
     def run(self, batch: Batch, *, alone: bool = False) -> Logits:  # a pass has the whole device anyway
         n = batch.shape[0]
         batch = fill_batch(batch, self.batch_tiles)
-        tensor = torch.from_numpy(np.ascontiguousarray(batch))
         try:
-            tensor = tensor.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-                logits = self._network(tensor)
-            result: Logits = logits.float().cpu().numpy()[:n]
+            with self._lock:
+                captured = self._capture(batch.shape)
+                return (captured.run(batch) if captured else self._run_eagerly(batch))[:n]
         except torch.OutOfMemoryError as error:
+            self._captured.clear()
             torch.cuda.empty_cache()
-            raise MemoryError(f"no room for {self.batch_tiles} tiles on {self.device}") from error
+            raise MemoryError(f"no room for {batch.shape[0]} tiles on {self.device}") from error
         except RuntimeError as error:
             if "DefaultCPUAllocator" in str(error):  # the CPU's allocator has no exception of its own
-                raise MemoryError(f"no room for {self.batch_tiles} tiles on {self.device}") from error
+                raise MemoryError(f"no room for {batch.shape[0]} tiles on {self.device}") from error
             raise
-        return result
+
+    def _capture(self, shape: tuple[int, ...]) -> CapturedPass | None:
+        """The captured pass for a shape; None where the network runs eagerly."""
+        if self._may_capture and shape not in self._captured:
+            # batch_tiles may go down where memory is short; what was captured for more is of no use then
+            self._captured = {old: kept for old, kept in self._captured.items() if old[0] == shape[0]}
+            try:
+                self._captured[shape] = CapturedPass(self._forward, shape, self._device)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                logger.warning("the network runs eagerly on %s: it cannot be captured", self.device, exc_info=True)
+                self._may_capture = False
+        return self._captured.get(shape)
+
+    def _run_eagerly(self, batch: Batch) -> Logits:
+        tensor = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
+        logits: Logits = self._forward(tensor.contiguous(memory_format=torch.channels_last)).cpu().numpy()
+        return logits
+
+    def _forward(self, tensor: Tensor) -> Tensor:
+        # autocast's cache of converted weights would be filled within a capture, and be gone after it
+        enabled = self._dtype != torch.float32
+        with torch.autocast(self._device.type, self._dtype, enabled=enabled, cache_enabled=False):
+            return cast(Tensor, self._network(tensor)).float()
 
 
 def fill_batch(batch: Batch, batch_tiles: int) -> Batch:

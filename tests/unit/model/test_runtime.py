@@ -8,7 +8,7 @@ import torch
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint, write_checkpoint
 from model.errors import WeightsError
-from model.runtime import TorchRuntime, _container_cpus, available_cpus, choose_device
+from model.runtime import Precision, TorchRuntime, _container_cpus, available_cpus, choose_device
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,38 @@ def test_a_gpu_agrees_with_the_cpu_and_with_itself(checkpoint: Checkpoint) -> No
     assert np.abs(on_gpu - on_cpu).max() < 0.05 * np.abs(on_cpu).max()
     for index in range(3):
         np.testing.assert_array_equal(runtime.run(batch[index : index + 1])[0], on_gpu[index])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_captured_pass_answers_what_the_network_answers(checkpoint: Checkpoint, precision: Precision) -> None:
+    runtime = TorchRuntime(checkpoint, device="cuda", precision=precision, batch_tiles=2)
+    for side in (64, 128, 64):
+        batch = tiles(2, side)
+        captured = runtime.run(batch)
+        kept = captured.copy()
+        assert runtime._may_capture
+        runtime.run(tiles(1, side))  # writes to the same memory
+        np.testing.assert_array_equal(captured, kept)
+        with torch.inference_mode():
+            np.testing.assert_array_equal(runtime._run_eagerly(batch), captured)
+    assert len(runtime._captured) == 2
+
+
+def test_a_network_that_cannot_be_captured_runs_eagerly(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("model.runtime.CapturedPass", refuse)
+    runtime = TorchRuntime(checkpoint, device="cpu", batch_tiles=2)
+    expected = runtime.run(tiles(2))
+    runtime._may_capture = True  # as on a GPU
+    np.testing.assert_array_equal(runtime.run(tiles(2)), expected)
+    np.testing.assert_array_equal(runtime.run(tiles(2)), expected)
+    assert [record.message for record in caplog.records] == ["the network runs eagerly on cpu: it cannot be captured"]
 
 
 def test_at_least_one_core_is_available() -> None:
