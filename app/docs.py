@@ -23,7 +23,8 @@ DETAILS = {
     "image_too_large": "9000 x 9000 px = 81,000,000 pixels; at most 67,108,864",
     "undecodable_image": "the image is damaged or cut short: image file is truncated",
     "unsupported_encoding": "Content-Encoding 'gzip'; send the form as it is",
-    "ambiguous_axes": "TIFF with axes ZYX of shape (12, 512, 512): 12 planes; say which one is meant by page=0 to 11",
+    "ambiguous_axes": "TIFF with axes QYX of shape (5, 64, 64): 5 planes; say which one is meant by page=0 to page=4, "
+    "or all of them by page=all; the file does not name all of its axes; say what they are by axes=ZYX or axes=CYX",
     "unsupported_image": "page 12; the file has pages 0 to 11",
     "invalid_parameter": "threshold: Input should be less than or equal to 1; found '50'",
     "queue_full": "256 requests are waiting, which is the most allowed",
@@ -40,6 +41,10 @@ RESULT_HEADERS = {
     "X-Model": {"description": "Name of the model.", "schema": {"type": "string"}},
     "X-Model-Version": {"description": "SHA-256 of its file.", "schema": {"type": "string"}},
     "X-Threshold": {"description": "Cell probability that counts as foreground.", "schema": {"type": "number"}},
+    "X-Pixel-Size-Um": {
+        "description": "Width and height of a pixel in micrometres, `0.325 x 0.325`, where the file says them.",
+        "schema": {"type": "string"},
+    },
     "Server-Timing": {"description": "queue, decode, infer and encode, in ms.", "schema": {"type": "string"}},
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -81,7 +86,11 @@ def problems(*codes: str) -> Answers:
 
 def form_body(field: str, *, several: bool) -> dict[str, Any]:
     """The request body of an operation that takes files."""
-    file: dict[str, Any] = {"type": "string", "format": "binary", "description": "PNG, JPEG, TIFF, BMP or WebP."}
+    file: dict[str, Any] = {
+        "type": "string",
+        "format": "binary",
+        "description": "PNG, JPEG, TIFF, BMP, WebP or NumPy's .npy.",
+    }
     schema: dict[str, Any] = {"type": "array", "items": file, "minItems": 1} if several else file
     form = {"type": "object", "properties": {field: schema}, "required": [field], "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
@@ -93,7 +102,7 @@ _COMMON = (
 )  # fmt: skip
 SEGMENT_ANSWERS: Answers = {
     200: {
-        "description": "The result; same height and width as the upload.",
+        "description": "The result; same height and width as the upload. Of several planes a multi-page TIFF.",
         "headers": RESULT_HEADERS,
         "content": dict.fromkeys(SUFFIXES, BINARY),
     },

@@ -185,8 +185,10 @@ def _open_series(
     if given is not None:
         found = f"TIFF with axes {axes} of shape {sizes}"
         all_axes, all_sizes = series.get_axes(False), series.get_shape(False)  # those of length 1 too
-        if len(given) != len(sizes) and len(given) in (len(all_axes), len(all_axes.rstrip("S"))):
-            axes, sizes = all_axes[: len(given)], all_sizes[: len(given)]
+        if all_axes.endswith("S") and all_sizes[-1] == 1 and len(given) < len(all_axes):  # grey, as nobody would say
+            all_axes, all_sizes = all_axes[:-1], all_sizes[:-1]
+        if len(sizes) != len(given) == len(all_sizes):
+            axes, sizes = all_axes, all_sizes
         letters = fit_axes(given, sizes, found)
     # the pages' own axes come last: Y, X and the samples
     inner = [axis for axis in ("Y", "X", "S") if axis in axes]

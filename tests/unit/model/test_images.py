@@ -51,6 +51,20 @@ def as_tiff(pixels: Pixels, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def as_npy(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, pixels)
+    return buffer.getvalue()
+
+
+def as_pyramid(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(pixels, tile=(16, 16), subifds=1)
+        writer.write(pixels[::2, ::2], tile=(16, 16), subfiletype=1)
+    return buffer.getvalue()
+
+
 def by_pillow(picture: PillowImage.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
@@ -519,6 +533,8 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     "tiff-zstd": lambda: as_tiff(RGB8, compression="zstd", photometric="rgb", predictor=True),
     "tiff-ome": lambda: as_tiff(STACK[0, 0, 0], ome=True, compression="zlib"),
     "tiff-imagej": lambda: as_tiff(STACK[0, 0], imagej=True),
+    "tiff-pyramid": lambda: as_pyramid(GREY16),
+    "npy": lambda: as_npy(GREY16),
     "tiff-big": lambda: as_tiff(GREY8, bigtiff=True, byteorder=">", compression="packbits"),
 }
 
@@ -542,7 +558,7 @@ def test_damaged_files_raise_nothing_but_image_errors(kind: str) -> None:
     assert refused > 0
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", sorted(WHOLE.keys() - {"tiff-pyramid"}))  # its full picture may be whole all the same
 def test_files_cut_short_are_refused(kind: str) -> None:
     whole = WHOLE[kind]()
     # what TIFF's writers put at the end may be a tag that nobody needs, so the cut goes well into the file

@@ -212,3 +212,13 @@ def test_ome_xml_with_a_document_type_is_refused() -> None:
                 STACK[0, 0, 0], description=xml.replace(b'<?xml version="1.0" encoding="UTF-8"?>', head), metadata=None
             )
         )
+
+
+def test_axes_may_name_those_of_length_1_too() -> None:
+    stack = as_tiff(STACK[:1, :, :1], imagej=True, metadata={"axes": "TZCYX"})
+    for axes in ("ZYX", "TZCYX"):
+        np.testing.assert_array_equal(decode_image(stack, axes=axes, page=2).pixels, STACK[0, 2, 0])
+    colour = as_tiff(np.stack([RGB] * 3), imagej=True, metadata={"axes": "ZYXS"})
+    np.testing.assert_array_equal(decode_image(colour, axes="TZCYXS", page=1).pixels, RGB)
+    with pytest.raises(AmbiguousAxesError, match="axes=TZCYX names 5 axes"):
+        decode_image(colour, axes="TZCYX", page=1)
