@@ -15,8 +15,13 @@ Answers = dict[int | str, dict[str, Any]]
 DETAILS = {
     "malformed_request": "several files; POST /segment takes one, POST /segment/batch takes more",
     "missing_file": "the form has no file; send one in the field 'file'",
-    "key_required": "send the admin key: Authorization: Bearer KEY",
-    "reload_closed": "no admin key is configured; the operator sets it by MASKWELL_ADMIN_KEY",
+    "malformed_http": "this is not HTTP/1.1 as RFC 9112 has it",
+    "head_timeout": "the headers were not there after 10 s",
+    "upload_timeout": "nothing came for 30 s; 65,536 bytes were here",
+    "head_too_large": "more than 100 headers",
+    "key_required": "send an API key: Authorization: Bearer KEY, or X-API-Key: KEY",
+    "admin_only": "the key 'alice' is a user's; this needs an admin's",
+    "reload_closed": "no admin key is configured; the operator sets MASKWELL_ADMIN_KEY, or one in the keys",
     "unknown_model": "no model 'nuclei'; there are best_model, membranes",
     "weights_refused": "best_model.pth: outc.conv.bias holds NaN or infinity",
     "upload_too_large": "a body of 200,000,000 bytes; at most 134,217,728 bytes",
@@ -28,6 +33,7 @@ DETAILS = {
     "unsupported_image": "page 12; the file has pages 0 to 11",
     "invalid_parameter": "threshold: Input should be less than or equal to 1; found '50'",
     "queue_full": "256 requests are waiting, which is the most allowed",
+    "rate_limited": "60 requests a minute are allowed, and no more are left now",
     "inference_failed": "the network answered with NaN or infinity",
     "internal_error": "internal error",
     "not_ready": "the models are being loaded",
@@ -46,6 +52,10 @@ RESULT_HEADERS = {
         "schema": {"type": "string"},
     },
     "Server-Timing": {"description": "queue, decode, infer and encode, in ms.", "schema": {"type": "string"}},
+}
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in another header."},
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -78,6 +88,9 @@ def problems(*codes: str) -> Answers:
         }
         titles = (entry["description"], answer.title)
         entry["description"] = "; ".join(title for title in titles if title)
+        if answer.status == 401:
+            asked = {"description": "Bearer: which kind of key is asked for.", "schema": {"type": "string"}}
+            entry["headers"] = {**entry["headers"], "WWW-Authenticate": asked}
         if answer.status in (429, 503):
             retry = {"description": "Seconds until it may work.", "schema": {"type": "integer"}}
             entry["headers"] = {**entry["headers"], "Retry-After": retry}
@@ -97,8 +110,8 @@ def form_body(field: str, *, several: bool) -> dict[str, Any]:
 
 
 _COMMON = (
-    "malformed_request", "missing_file", "unknown_model", "upload_too_large", "unsupported_encoding",
-    "invalid_parameter", "queue_full", "not_ready", "draining",
+    "malformed_request", "missing_file", "unknown_model", "upload_too_large", "upload_timeout", "unsupported_encoding",
+    "invalid_parameter", "key_required", "rate_limited", "queue_full", "not_ready", "draining",
 )  # fmt: skip
 SEGMENT_ANSWERS: Answers = {
     200: {
@@ -130,30 +143,43 @@ PREVIEW_ANSWERS: Answers = {
         "ambiguous_axes", "unsupported_image", "deadline_exceeded",
     ),
 }  # fmt: skip
-HEALTH_ANSWERS: Answers = {503: {"model": Health, "description": "Not ready; the same body."}}
+HEALTH_ANSWERS: Answers = {
+    503: {"model": Health, "description": "Not ready; the same body."},
+    **problems("key_required"),
+}
 _TEXT = {"schema": {"type": "string"}}
 METRICS_ANSWERS: Answers = {
     200: {
         "description": "Every number there is, in Prometheus's text format.",
         "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
-    }
+    },
+    **problems("key_required"),
 }
 LIVE_ANSWERS = problems("not_ready")
 READY_ANSWERS = problems("not_ready", "draining")
-MODEL_ANSWERS = problems("unknown_model", "invalid_parameter")
+LIST_ANSWERS = problems("key_required")
+MODEL_ANSWERS = problems("key_required", "unknown_model", "invalid_parameter")
 RELOAD_ANSWERS = problems(
-    "key_required", "reload_closed", "unknown_model", "weights_refused", "invalid_parameter", "not_ready", "draining"
-)
+    "key_required", "admin_only", "reload_closed", "unknown_model", "weights_refused", "invalid_parameter", "not_ready",
+    "draining",
+)  # fmt: skip
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the app."""
+def describe(app: FastAPI, *, keys_required: bool) -> dict[str, Any]:
+    """The OpenAPI document of the app; says which operations need a key as the service is run."""
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
     for body in (Problem, FileProblem):
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
         schema.pop("$defs", None)
         schemas[body.__name__] = schema
+    components["securitySchemes"] = KEY_SCHEMES
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            always = "403" in operation["responses"]
+            if always or (keys_required and "401" in operation["responses"]):
+                operation["security"] = [{name: []} for name in KEY_SCHEMES]
     return document

@@ -4,14 +4,17 @@ model.errors.SegmentationError      what an image or a file of weights may be wr
 RequestError                        what a request may be wrong about, or the service cannot do now
 |- MalformedRequestError            not the multipart form that is asked for
 |  `- MissingFileError              the form holds no file in the field that is asked for
+|- MalformedHTTPError               not HTTP at all
+|- HeadTooLargeError, HeadTimeoutError, UploadTimeoutError
 |- UnsupportedEncodingError         the body is compressed as a whole
 |- InvalidParameterError            a value out of range
 |- UploadTooLargeError              more bytes, or more files, than allowed
 |- NotFoundError, MethodNotAllowedError
 |- UnknownModelError                no model of that name
-|- KeyMissingError, ReloadClosedError
+|- KeyMissingError, AdminOnlyError, ReloadClosedError
 |- WeightsRefusedError              a reload whose file of weights cannot be used
 |- QueueFullError                   later may work; says when
+|  `- RateLimitedError              this client has asked for too much
 |- NotReadyError, DrainingError     another replica may work
 |- OutOfMemoryError                 the device has no room even for one tile, or the machine for an image
 |- DeadlineExceededError            it waited too long
@@ -56,6 +59,22 @@ class MissingFileError(MalformedRequestError):
     """The form holds no file in the field that is asked for."""
 
 
+class MalformedHTTPError(RequestError):
+    """What came is no HTTP."""
+
+
+class HeadTooLargeError(RequestError):
+    """Too many headers, or too long ones."""
+
+
+class HeadTimeoutError(RequestError):
+    """The headers did not come in time."""
+
+
+class UploadTimeoutError(RequestError):
+    """The body did not come in time."""
+
+
 class UnsupportedEncodingError(RequestError):
     """The body has a Content-Encoding."""
 
@@ -73,11 +92,19 @@ class UnknownModelError(RequestError):
 
 
 class KeyMissingError(RequestError):
-    """The admin key is missing or wrong."""
+    """A key is missing or wrong."""
 
     def headers(self) -> dict[str, str]:
         """Which kind of key is asked for."""
         return {"WWW-Authenticate": "Bearer"}
+
+
+class AdminOnlyError(RequestError):
+    """The key is good, but not an admin's."""
+
+    def headers(self) -> dict[str, str]:
+        """What is wrong with the key (RFC 6750)."""
+        return {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
 
 
 class ReloadClosedError(RequestError):
@@ -103,6 +130,10 @@ class QueueFullError(RequestError):
     def headers(self) -> dict[str, str]:
         """When there should be room."""
         return {"Retry-After": str(self._retry_after_s)}
+
+
+class RateLimitedError(QueueFullError):
+    """This client has asked for more than it may in a minute."""
 
 
 class NotReadyError(RequestError):
@@ -150,9 +181,13 @@ class Answer:
 ANSWERS: dict[type[Exception], Answer] = {
     MalformedRequestError: Answer(400, "malformed_request", "The request is not a form with a file"),
     MissingFileError: Answer(400, "missing_file", "The form holds no file"),
-    KeyMissingError: Answer(401, "key_required", "The admin key is missing or wrong"),
+    MalformedHTTPError: Answer(400, "malformed_http", "The request is not HTTP"),
+    KeyMissingError: Answer(401, "key_required", "The key is missing or wrong"),
+    AdminOnlyError: Answer(403, "admin_only", "The key may not do that"),
     ReloadClosedError: Answer(403, "reload_closed", "Reloading over HTTP is closed"),
     UnknownModelError: Answer(404, "unknown_model", "There is no such model"),
+    HeadTimeoutError: Answer(408, "head_timeout", "The headers came too slowly"),
+    UploadTimeoutError: Answer(408, "upload_timeout", "The upload came too slowly"),
     WeightsRefusedError: Answer(409, "weights_refused", "The weights cannot be used"),
     UploadTooLargeError: Answer(413, "upload_too_large", "The upload is too large"),
     ImageTooLargeError: Answer(413, "image_too_large", "The image is too large"),
@@ -162,6 +197,8 @@ ANSWERS: dict[type[Exception], Answer] = {
     ImageError: Answer(422, "unsupported_image", "The image cannot be segmented"),
     InvalidParameterError: Answer(422, "invalid_parameter", "A parameter is out of range"),
     QueueFullError: Answer(429, "queue_full", "The queue is full"),
+    RateLimitedError: Answer(429, "rate_limited", "Too much was asked for in a minute"),
+    HeadTooLargeError: Answer(431, "head_too_large", "The headers are too large"),
     InferenceError: Answer(500, "inference_failed", "The network failed on this image"),
     NotReadyError: Answer(503, "not_ready", "The service is not ready"),
     DrainingError: Answer(503, "draining", "The service is shutting down"),

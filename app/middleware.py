@@ -8,14 +8,16 @@ import uuid
 from contextlib import suppress
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import INTERNAL, DrainingError, UploadTooLargeError, find_answer, problem_response
+from app.doors import METRICS_PATH
+from app.errors import INTERNAL, DrainingError, UploadTimeoutError, UploadTooLargeError, find_answer, problem_response
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.notes import Notes, open_notes
+from app.settings import Settings
 
 logger = logging.getLogger("app.request")
 
@@ -24,17 +26,28 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what others use as ids;
 # rest of a refused body is read and dropped, for this long in all and this long without news.
 LINGER_S = 10.0
 LINGER_IDLE_S = 2.0
-METRICS_PATH = "/metrics"  # whoever watches is not counted among the watched
+# On every answer that does not say otherwise: the pages have a policy of their own. What an answer says of a user's
+# picture, or of the service, is in no cache.
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-frame-options", b"DENY"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
 
 
 class RequestContext:
     """Pure ASGI middleware; give it to `FastAPI.add_middleware`."""
 
-    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, metrics: Metrics, max_upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, metrics: Metrics, settings: Settings) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._max_upload_bytes = max_upload_bytes
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -43,8 +56,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._lifecycle, self._max_upload_bytes)
-        counted = scope["path"] != METRICS_PATH
+        exchange = _Exchange(scope, receive, send, self._lifecycle, self._settings)
+        counted = scope["path"] != METRICS_PATH  # whoever watches is not among the watched
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("an ASGI application runs in a task")
@@ -71,7 +84,6 @@ class RequestContext:
 
     async def _answer(self, exchange: "_Exchange") -> None:
         try:
-            exchange.check_declared_length()
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             raise
@@ -86,7 +98,7 @@ class RequestContext:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, lifecycle: Lifecycle, max_upload_bytes: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, lifecycle: Lifecycle, settings: Settings) -> None:
         headers = Headers(scope=scope)
         asked_id = headers.get("x-request-id", "")
         self.request_id = asked_id if REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
@@ -99,7 +111,7 @@ class _Exchange:
         self._ended = False
         self._receive, self._send = receive, send
         self._lifecycle = lifecycle
-        self._max_upload_bytes = max_upload_bytes
+        self._settings = settings
         declared = headers.get("content-length", "0")
         self._declared_bytes = int(declared) if declared.isdecimal() else 0
         self._received_bytes = 0
@@ -107,30 +119,38 @@ class _Exchange:
         self._lingers = False
         self._started_at = time.perf_counter()
 
-    def check_declared_length(self) -> None:
-        if self._declared_bytes > self._max_upload_bytes:
-            raise UploadTooLargeError(
-                f"a body of {self._declared_bytes:,} bytes; at most {self._max_upload_bytes:,} bytes"
-            )
-
     async def receive(self) -> Message:
-        message = await self._receive()
+        message = await (self._receive() if self._body_complete else self._receive_in_time())
         self._note(message)
-        if self._received_bytes > self._max_upload_bytes:
-            raise UploadTooLargeError(
-                f"a body of more than {self._max_upload_bytes:,} bytes, which is the most allowed"
-            )
+        max_bytes = self._settings.max_upload_bytes
+        if self._received_bytes > max_bytes:
+            raise UploadTooLargeError(f"a body of more than {max_bytes:,} bytes, which is the most allowed")
         return message
+
+    async def _receive_in_time(self) -> Message:
+        """The next part of the body, for which neither the client's silence nor the whole upload may last too long."""
+        idle_s, deadline_s = self._settings.idle_deadline_s, self._settings.upload_deadline_s
+        left_s = deadline_s - self.seconds
+        try:
+            async with asyncio.timeout(max(min(idle_s, left_s), 0)):
+                return await self._receive()
+        except TimeoutError:
+            found = f"nothing came for {idle_s:g} s"
+            if left_s <= idle_s:
+                found = f"the body was not there after {deadline_s:g} s"
+            raise UploadTimeoutError(f"{found}; {self._received_bytes:,} bytes were here") from None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._lingers = not self._body_complete and not self.gone and not self._lifecycle.aborting
-            headers = MutableHeaders(raw=list(message.get("headers", [])))
-            headers["X-Request-ID"] = self.request_id
+            headers = list(message.get("headers", ()))
+            present = {name for name, _ in headers}
+            headers += [item for item in SECURITY_HEADERS if item[0] not in present]
+            headers.append((b"x-request-id", self.request_id.encode()))
             if self._lingers or self._lifecycle.leaving:
-                headers["Connection"] = "close"
-            await self._send({**message, "headers": headers.raw})
+                headers.append((b"connection", b"close"))
+            await self._send({**message, "headers": headers})
             return
         if self._head:
             message = {**message, "body": b""}

@@ -19,6 +19,7 @@ from app import metrics
 from app.lifecycle import Lifecycle
 from app.main import create_app
 from app.peers import Peers
+from app.protocol import make_protocol
 from app.settings import Settings
 from app.supervisor import Supervisor
 
@@ -103,11 +104,12 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=make_protocol(app.state.service),
         ws="none",
         lifespan="on",
         access_log=False,  # app.request has its own line, with the id
         server_header=False,
+        forwarded_allow_ips=settings.trusted_proxies,
         log_config=make_log_config(settings.log_level),
         timeout_graceful_shutdown=int(settings.drain_deadline_s + LAST_RESORT_S),
     )

@@ -3,21 +3,23 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.admission import Admission, Reservation
 from app.archive import to_unique_stems, write_archive
 from app.batcher import Batcher
 from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError, WeightsRefusedError, to_problem
+from app.keys import KeyRing
 from app.lanes import Lane
 from app.lifecycle import Lifecycle
-from app.metrics import Metrics
+from app.metrics import SAMPLE_S, Metrics
 from app.notes import current_notes
 from app.peers import Beat, Peers
+from app.rates import RateLimit
 from app.registry import Model, Registry
 from app.schemas import FileProblem, PreviewQuery, SegmentQuery, Status
 from app.settings import Settings
@@ -98,6 +100,7 @@ class Service:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.admission = Admission(max_pixels=settings.max_queue_pixels, max_requests=settings.max_queue_requests)
+        self.keys = KeyRing(settings)
         self.metrics = Metrics()
         self.peers = peers
         self.batcher = Batcher(
@@ -113,6 +116,7 @@ class Service:
             on_swap=peers.tell_of_change if peers else lambda: None,
         )
         self.uploads = UploadBudget(settings.max_held_upload_bytes)
+        self._pixel_rate = RateLimit("pixels", settings.max_client_pixels_per_min)
         self._small_px = max(settings.max_pixels // SMALL_PART, 1)
         self._small = Lane("codec", threads=settings.codec_thread_count, max_pixels=settings.max_pixels)
         self._large = Lane("codec-large", threads=1, max_pixels=settings.max_pixels)
@@ -125,6 +129,25 @@ class Service:
         if self.lifecycle.state == "starting":
             return "starting"
         return "ready" if self.batcher.alive else "failed"
+
+    def watch(self) -> list[Coroutine[Any, Any, None]]:
+        """What is to run beside the requests, for as long as they are served."""
+        works = [self._sample()] if self.metrics.shared else []
+        if self.settings.reload_poll_s > 0:
+            works.append(self.registry.watch())
+            if self.settings.keys_file is not None:
+                works.append(self._watch_keys())
+        return works
+
+    async def _watch_keys(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.reload_poll_s)
+            self.keys.refresh()
+
+    async def _sample(self) -> None:
+        while True:  # what another worker process shows of this one is no older
+            self.metrics.sample(self)
+            await asyncio.sleep(SAMPLE_S)
 
     def close(self) -> None:
         """Stop all threads."""
@@ -178,7 +201,7 @@ class Service:
                 f"{header.n_planes} planes of {header.width} x {header.height} px = {header.pixels:,} pixels; at most "
                 f"{self._most_pixels:,} in one request: send fewer by page= or channel="
             )
-        with self.admission.reserve(header.pixels, _work_px(model, header)) as reservation:
+        with self._admit(header.pixels, _work_px(model, header)) as reservation:
             return await self._process(upload, header, query, model, reservation)
 
     async def segment_batch(self, uploads: Sequence[Upload], query: SegmentQuery, model: Model) -> Result:
@@ -193,7 +216,7 @@ class Service:
         work_px = sum(_work_px(model, header) for header in headers.values())
         window = asyncio.Semaphore(BATCH_WINDOW)
         results: dict[int, Result] = {}
-        with self.admission.reserve(pixels, work_px) as reservation:
+        with self._admit(pixels, work_px) as reservation:
 
             async def process(index: int) -> None:
                 async with window:
@@ -233,7 +256,7 @@ class Service:
         header = await self._inspect(upload, query, several=False)
         pixels = header.pixels
         lane = self._lane(pixels)
-        with self.admission.reserve(pixels, work_px=0):
+        with self._admit(pixels, work_px=0):
             async with self._room(lane, pixels):
                 body, timing = await lane.run(_draw_preview, upload.data, self.settings.max_pixels, query)
         ended_at = time.perf_counter()
@@ -244,6 +267,13 @@ class Service:
         notes.add_stage("decode", timing.decode, ended_at - timing.encode)
         notes.add_stage("encode", timing.encode, ended_at)
         return Result(body, "image/png", {}, timing + Timing(queue=queue_s))
+
+    @contextmanager
+    def _admit(self, pixels: int, work_px: int) -> Iterator[Reservation]:
+        """Let a request in for the time of the block, if there is room and its client has not had too much."""
+        with self.admission.reserve(pixels, work_px) as reservation:
+            self._pixel_rate.charge(current_notes().client, pixels)
+            yield reservation
 
     @property
     def _most_pixels(self) -> int:

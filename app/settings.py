@@ -10,6 +10,7 @@ from model.compiled_cache import default_folder
 from model.runtime import Precision, available_cpus
 
 MIB = 1024**2
+SECRETS = ("admin_key", "keys")
 
 
 class Settings(BaseSettings):
@@ -56,6 +57,19 @@ class Settings(BaseSettings):
     max_held_upload_bytes: int = Field(
         1024 * MIB, gt=0, description="Bytes of all uploads held at one time; above it, 429."
     )
+    head_deadline_s: float = Field(
+        10.0, gt=0, le=3600, description="By when the headers of a request must be there, in s; beyond it, 408."
+    )
+    upload_deadline_s: float = Field(
+        600.0, gt=0, description="By when the body of a request must be there, in s from its headers; beyond it, 408."
+    )
+    idle_deadline_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Longest silence of a client that sends a body, in s, then 408; or that takes no more of an "
+        "answer, then its connection is closed.",
+    )
     max_pixels: int = Field(8192 * 8192, gt=0, description="Largest image, in pixels, told by its header; above, 413.")
     max_files: int = Field(256, ge=1, le=10_000, description="Files in one POST /segment/batch; above it, 413.")
     max_queue_pixels: int = Field(
@@ -87,7 +101,34 @@ class Settings(BaseSettings):
         2.0, ge=0, description="How often weights_dir is looked at for new files, in s; 0 never looks."
     )
     admin_key: SecretStr | None = Field(
-        None, min_length=16, description="Key for POST /models/{name}/reload; without one that route is closed."
+        None,
+        min_length=16,
+        description="A key for POST /models/{name}/reload; without an admin key, this or one of keys, it is closed.",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="File of API keys, a line each as `python -m app key NAME` prints it; read again when it changes. "
+        "With keys, requests need one.",
+    )
+    keys: SecretStr | None = Field(None, description="Lines of a keys file here instead, separated by ';'.")
+    metrics: Literal["key", "open", "off"] = Field(
+        "key", description="Whether GET /metrics needs a key, where others do; off closes it."
+    )
+    docs: bool = Field(True, description="Whether there are /docs and /openapi.json.")
+    cors_origins: str = Field(
+        "",
+        pattern=r"^$|^\*$|^https?://[^\s,/]+(,\s*https?://[^\s,/]+)*$",
+        description="Web pages of which other origins may ask, by commas, such as https://lab.example; * is any.",
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1",
+        description="Addresses of proxies, by commas, whose X-Forwarded-For and -Proto are believed; * is any.",
+    )
+    max_client_requests_per_min: float = Field(
+        0, ge=0, description="Uploads of one key, or one address without keys, in a minute; above it, 429; 0 is any."
+    )
+    max_client_pixels_per_min: int = Field(
+        0, ge=0, description="Pixels of one key, or one address without keys, in a minute; above it, 429; 0 is any."
     )
     codec_threads: int = Field(0, ge=0, le=256, description="Threads that decode and encode; 0 is one a core.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -121,6 +162,6 @@ def describe_mistakes(error: ValidationError) -> str:
     parts = []
     for item in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"])
-        found = "" if name == "admin_key" else f" (found {item['input']!r})"
+        found = "" if name in SECRETS else f" (found {item['input']!r})"
         parts.append(f"MASKWELL_{name.upper()}: {item['msg']}{found}")
     return "; ".join(parts)

@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (
     ".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk", ".svs",
 )  # fmt: skip
 JOBS = 4
+KEY_VARIABLE = "MASKWELL_KEY"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its status: 0, 1 where some file failed, 2 where nothing could start, 130 on Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # these have command lines of their own, and load much that the others do without
-    if given and given[0] == "serve":
+    if given and given[0] in ("serve", "key"):
         from app.__main__ import main as serve
 
         return serve(given)
@@ -68,7 +69,7 @@ def _segment(options: argparse.Namespace) -> int:
         print(f"{len(tasks) - len(todo)} of {len(tasks)} results are there already (--overwrite)", file=sys.stderr)
     if not todo:
         return 0
-    with Client(options.url, retries=0) as client:
+    with Client(options.url, retries=0, key=options.key) as client:
         client.health()  # one clear error, not one a file
     failed = asyncio.run(_segment_all(todo, options))
     print(f"{len(todo) - failed} of {len(todo)} images segmented", file=sys.stderr)
@@ -78,7 +79,7 @@ def _segment(options: argparse.Namespace) -> int:
 async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> int:
     failed = 0
     waiting = iter(tasks)
-    async with AsyncClient(options.url) as client:
+    async with AsyncClient(options.url, key=options.key) as client:
         with tqdm(total=len(tasks), unit="image", disable=None) as bar:
 
             async def work() -> None:
@@ -183,7 +184,7 @@ def _is_done(task: _Task) -> bool:
 
 
 def _models(options: argparse.Namespace) -> int:
-    with Client(options.url, retries=0) as client:
+    with Client(options.url, retries=0, key=options.key) as client:
         for model in client.models():
             config = client.model(model["name"])["config"]
             mark = "  (default)" if model["default"] else ""
@@ -215,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_url(models)
     for name, text in (
         ("serve", "serve on this machine; settings are environment variables"),
+        ("key", "make an API key for a service"),
         ("train", "train weights: python -m training fit"),
         ("evaluate", "score weights: python -m training evaluate"),
         ("publish", "put weights into service: python -m training publish"),
@@ -227,6 +229,10 @@ def _add_url(parser: argparse.ArgumentParser) -> None:
     # read when the command runs, not when this is imported
     url = os.environ.get("MASKWELL_URL") or DEFAULT_URL
     parser.add_argument("--url", default=url, help=f"of the service (MASKWELL_URL, or {DEFAULT_URL})")
+    # what stands in a command line, everybody on the machine can read
+    parser.add_argument(
+        "--key", default=os.environ.get(KEY_VARIABLE), help=f"API key; better in the environment, as {KEY_VARIABLE}"
+    )
 
 
 def _page(text: str) -> Page:

@@ -109,15 +109,23 @@ class Client:
         timeout_s: for one try of one request.
         retries: how often a request is tried again where the service is busy (429, 503), after as long as it says, or
             where the connection breaks.
+        key: API key, where the service asks for one.
 
     Example:
         >>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
         ...     labels = client.segment(Path("image.tif"), output="labels", threshold=0.5)
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        key: str | None = None,
+    ) -> None:
         self._retries = retries
-        self._http = httpx.Client(base_url=_base(url), timeout=timeout_s)
+        self._http = httpx.Client(base_url=_base(url), timeout=timeout_s, headers=_headers(key))
 
     def segment(
         self, source: Source, *, output: ArrayOutput = "labels", **options: Unpack[Options]
@@ -213,9 +221,16 @@ class Client:
 class AsyncClient:
     """The same for asyncio: `async with AsyncClient() as client: labels = await client.segment(...)`."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        key: str | None = None,
+    ) -> None:
         self._retries = retries
-        self._http = httpx.AsyncClient(base_url=_base(url), timeout=timeout_s)
+        self._http = httpx.AsyncClient(base_url=_base(url), timeout=timeout_s, headers=_headers(key))
 
     async def segment(
         self, source: Source, *, output: ArrayOutput = "labels", **options: Unpack[Options]
@@ -288,6 +303,14 @@ def _base(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ClientError(f"{url!r} is no URL of a service; it looks like {DEFAULT_URL}")
     return url.rstrip("/") + "/"
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    if not key:
+        return {}
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ClientError("this is no key: it has spaces, line ends or other characters that no key has")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _query(output: str, options: Options, file_format: Format | None = None) -> dict[str, str]:

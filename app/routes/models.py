@@ -1,23 +1,20 @@
 """GET /models, GET /models/{name} and POST /models/{name}/reload."""
 
-import hmac
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import SecretStr
+from fastapi import APIRouter, Request
 
-from app.docs import MODEL_ANSWERS, RELOAD_ANSWERS
-from app.errors import KeyMissingError, ReloadClosedError
+from app.docs import LIST_ANSWERS, MODEL_ANSWERS, RELOAD_ANSWERS
+from app.doors import key_of
+from app.errors import AdminOnlyError, KeyMissingError, ReloadClosedError
 from app.registry import Model
 from app.schemas import ModelDetail, ModelList, ModelSummary
 from app.service import Service
 
 router = APIRouter(prefix="/models", tags=["models"])
-bearer = HTTPBearer(auto_error=False, description="The admin key, MASKWELL_ADMIN_KEY.")
 
 
-@router.get("", summary="Models that serve")
+@router.get("", summary="Models that serve", responses=LIST_ANSWERS)
 async def list_models(request: Request) -> ModelList:
     """Name and version of each."""
     service: Service = request.app.state.service
@@ -40,28 +37,26 @@ async def get_model(request: Request, name: str) -> ModelDetail:
 
 
 @router.post("/{name}/reload", summary="Load a model's file again", responses=RELOAD_ANSWERS)
-async def reload_model(
-    request: Request, name: str, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> ModelSummary:
-    """Load, verify and warm up the file aside, then swap it in between two batches; needs the admin key.
+async def reload_model(request: Request, name: str) -> ModelSummary:
+    """Load, verify and warm up the file aside, then swap it in between two batches; needs an admin's key.
 
     On failure the old version keeps serving, and the answer says what is wrong with the file. 200 means that every
     worker process serves the new version.
     """
     service: Service = request.app.state.service
-    _check_key(service.settings.admin_key, given.credentials if given else None)
+    _check_admin(request, service)
     service.lifecycle.check()
     return _summarise(service, await service.reload(name))
 
 
-def _check_key(expected: SecretStr | None, given: str | None) -> None:
-    if expected is None:
-        raise ReloadClosedError("no admin key is configured; the operator sets it by MASKWELL_ADMIN_KEY")
-    if given is None:
-        raise KeyMissingError("send the admin key: Authorization: Bearer KEY")
-    # compared in the same time wherever they first differ
-    if not hmac.compare_digest(given.encode(), expected.get_secret_value().encode()):
-        raise KeyMissingError("this is not the admin key")
+def _check_admin(request: Request, service: Service) -> None:
+    if not service.keys.has_admin:
+        raise ReloadClosedError("no admin key is configured; the operator sets MASKWELL_ADMIN_KEY, or one in the keys")
+    key = key_of(request.scope)
+    if key is None:
+        raise KeyMissingError("send an admin's key: Authorization: Bearer KEY, or X-API-Key: KEY")
+    if key.role != "admin":
+        raise AdminOnlyError(f"the key {key.name!r} is a user's; this needs an admin's")
 
 
 def _summarise(service: Service, model: Model) -> ModelSummary:

@@ -214,7 +214,7 @@ def test_every_operation_documents_its_problems(client: TestClient) -> None:
             for status, answer in operation["responses"].items():
                 assert answer["description"], (method, path, status)
     answers = document["paths"]["/segment"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
+    assert set(answers) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
     examples = answers["413"]["content"]["application/problem+json"]["examples"]
     assert set(examples) == {"upload_too_large", "image_too_large"}
     assert "HTTPValidationError" not in document["components"]["schemas"]

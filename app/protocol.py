@@ -1,0 +1,192 @@
+"""uvicorn's HTTP/1.1, less patient: heads have a size and a deadline, and who takes no answer is let go.
+
+What is no request gets a problem like any other refusal, and is counted. Deadlines for bodies are in middleware.py.
+"""
+
+import asyncio
+import logging
+import uuid
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from app.errors import (
+    HeadTimeoutError,
+    HeadTooLargeError,
+    MalformedHTTPError,
+    RequestError,
+    find_answer,
+    problem_response,
+)
+from app.middleware import SECURITY_HEADERS
+from app.service import Service
+
+logger = logging.getLogger("app.request")
+
+# Request line and headers together, and their number: several times what browsers and proxies send.
+MAX_HEAD_BYTES = 32 * 1024
+MAX_HEADERS = 100
+# A connection that is closed while the client still sends is reset, and the client may lose the answer: what it sends
+# is dropped for so long.
+LINGER_S = 2.0
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. `make_protocol` gives it its service."""
+
+    service: Service
+
+    _in_head = False
+    _head_bytes = 0  # told of by the parser
+    _unfinished_bytes = 0  # fed to it since the head began
+    _refused = False
+    _error: RequestError | None = None
+    _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            # a head that has not ended; the parser holds what it has not told of yet
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > MAX_HEAD_BYTES:
+                self._refuse(HeadTooLargeError(f"more than {MAX_HEAD_BYTES:,} bytes of headers"))
+        elif not self._is_busy:
+            self._await_head()  # line breaks between two requests, which begin none and end uvicorn's own patience
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._unfinished_bytes = 0
+        self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._measure(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._measure(len(name) + len(value) + 4)
+        if not self._in_head:
+            return  # a trailer: what comes after the body changes nothing about it
+        if len(self.headers) >= MAX_HEADERS:
+            self._fail(HeadTooLargeError(f"more than {MAX_HEADERS} headers"))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn does where the parser gives up."""
+        self._refuse(self._error or MalformedHTTPError("this is not HTTP/1.1 as RFC 9112 has it"))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stall_timer is None:
+            self._watch_writing(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():  # too little to be told of by pause_writing
+            self._watch_writing(self.transport.get_write_buffer_size())
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a request is under way."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            deadline_s = self.service.settings.head_deadline_s
+            self._head_timer = self.loop.call_later(deadline_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            deadline_s = self.service.settings.head_deadline_s
+            self._refuse(HeadTimeoutError(f"the headers were not there after {deadline_s:g} s"))
+        else:
+            self.transport.close()  # nothing was asked, so nothing is owed
+
+    def _measure(self, n_bytes: int) -> None:
+        self._head_bytes += n_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(HeadTooLargeError(f"more than {MAX_HEAD_BYTES:,} bytes of headers"))
+
+    def _fail(self, error: RequestError) -> None:
+        """End parsing; uvicorn then calls send_400_response."""
+        self._error = error
+        raise error
+
+    def _refuse(self, error: RequestError) -> None:
+        self._refused, self._in_head = True, False
+        cycle = self.cycle
+        if self.pipeline:
+            self.transport.close()
+            return
+        if not self._is_busy:
+            answer = find_answer(error)
+            self.service.metrics.refuse_unread(answer.status, answer.code)
+        elif not cycle.more_body:
+            cycle.keep_alive = False  # it came after a whole request, which is still answered
+            return
+        elif cycle.response_started:
+            self.transport.close()
+            return
+        else:
+            # the body of a request under way is damaged: it is answered here, and has nobody to answer any more
+            cycle.disconnected = True
+            cycle.message_event.set()
+        request_id = uuid.uuid4().hex
+        response = problem_response(error, request_id)
+        headers = [*self.server_state.default_headers, *response.raw_headers, *SECURITY_HEADERS]
+        headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        lines = [STATUS_LINE[response.status_code], *(b"%s: %s\r\n" % item for item in headers), b"\r\n"]
+        self.transport.write(b"".join([*lines, bytes(response.body)]))
+        logger.info("%s %d [%s]", type(error).__name__, response.status_code, request_id)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _watch_writing(self, left: int) -> None:
+        idle_s = self.service.settings.idle_deadline_s
+
+        def look() -> None:
+            self._stall_timer = None
+            now_left = self.transport.get_write_buffer_size()
+            if now_left == left:
+                self.transport.abort()
+            elif now_left:
+                self._watch_writing(now_left)
+
+        self._stall_timer = self.loop.call_later(idle_s, look)
+
+
+def make_protocol(service: Service) -> type[Protocol]:
+    """The class that uvicorn makes connections of."""
+    return type("ServiceProtocol", (Protocol,), {"service": service})

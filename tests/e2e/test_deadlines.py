@@ -1,0 +1,249 @@
+"""Clients that are slow, silent or speak no HTTP, against a real server, byte by byte."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.kit import ServerProcess, draw_cells, to_png
+from tests.e2e.test_metrics import check_sums, scrape, total
+
+TIMEOUT = httpx.Timeout(120)
+GOOD = to_png(draw_cells(60, 80))
+HEAD_S, IDLE_S, UPLOAD_S = 1.0, 1.0, 3.0
+SLACK_S = 30.0  # the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def server(shared_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    settings = {"head_deadline_s": HEAD_S, "idle_deadline_s": IDLE_S, "upload_deadline_s": UPLOAD_S, "reload_poll_s": 0}
+    with ServerProcess(shared_weights, tmp_path_factory.mktemp("log") / "log", settings) as process:
+        yield process
+
+
+def connect(server: ServerProcess) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=SLACK_S)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    reply = b""
+    try:
+        while part := connection.recv(65536):
+            reply += part
+    except ConnectionResetError:
+        pass
+    return reply
+
+
+def check_problem(reply: bytes, status: int, code: str) -> None:
+    head, _, body = reply.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    assert first.split()[:2] == ["HTTP/1.1", str(status)], reply
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["connection"] == "close"
+    assert headers["x-content-type-options"] == "nosniff"
+    problem = json.loads(body[: int(headers["content-length"])])
+    assert (problem["status"], problem["code"], problem["request_id"]) == (status, code, headers["x-request-id"])
+    assert "Traceback" not in body.decode()
+
+
+def drip(connection: socket.socket, data: bytes, stop: threading.Event) -> None:
+    """A byte every tenth of a second."""
+    for index in range(len(data)):
+        try:
+            connection.sendall(data[index : index + 1])
+        except OSError:
+            return
+        if stop.wait(0.1):
+            return
+
+
+def head_of(n_bytes: int) -> bytes:
+    return (
+        "POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        f"Content-Length: {n_bytes}\r\n\r\n"
+    ).encode()
+
+
+def test_headers_that_come_drop_by_drop_get_408(server: ServerProcess) -> None:
+    stop = threading.Event()
+    with connect(server) as connection:
+        dripping = threading.Thread(
+            target=drip, args=(connection, b"GET /livez HTTP/1.1\r\n" + b"X-A: b\r\n" * 99, stop)
+        )
+        started_at = time.monotonic()
+        dripping.start()
+        try:
+            check_problem(read_all(connection), 408, "head_timeout")
+        finally:
+            stop.set()
+            dripping.join()
+        assert HEAD_S * 0.9 < time.monotonic() - started_at < HEAD_S + SLACK_S
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n"])
+def test_a_connection_on_which_nothing_is_asked_is_closed_without_a_word(server: ServerProcess, said: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(said)
+        assert read_all(connection) == b""
+    with connect(server) as connection:  # nor after a request
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        reply = connection.recv(65536)
+        assert reply.startswith(b"HTTP/1.1 200")
+        connection.sendall(said)
+        assert b"HTTP/1.1 4" not in read_all(connection)
+
+
+def test_a_body_that_stops_gets_408(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        connection.sendall(head_of(10_000) + b"--b\r\n")
+        reply = read_all(connection)
+        check_problem(reply, 408, "upload_timeout")
+        assert b"nothing came for 1 s; 5 bytes were here" in reply
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_never_ends_gets_408_however_steadily_it_drips(server: ServerProcess, chunked: bool) -> None:
+    head, body = head_of(10_000), b"--b\r\nContent-Disposition: form-data; name=file; filename=x\r\n\r\n" + b"x" * 9000
+    if chunked:
+        head = head.replace(b"Content-Length: 10000", b"Transfer-Encoding: chunked")
+        body = b"1\r\nx\r\n" * 9000
+    stop = threading.Event()
+    with connect(server) as connection:
+        connection.sendall(head)
+        dripping = threading.Thread(target=drip, args=(connection, body, stop))
+        dripping.start()
+        try:
+            if not chunked:  # of a body in chunks "xxx" is no form, which is found at once
+                check_problem(read_all(connection), 408, "upload_timeout")
+            else:
+                assert read_all(connection).split()[1] in (b"400", b"408")
+        finally:
+            stop.set()
+            dripping.join()
+    assert httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["requests"] == 0
+
+
+MALFORMED = {
+    "no HTTP": b"hello\r\n\r\n",
+    "a TLS greeting": bytes.fromhex("160301020001000001fc0303") + bytes(64),
+    "a space in a header's name": b"GET /livez HTTP/1.1\r\nHo st: x\r\n\r\n",
+    "two lengths": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+    "a length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a negative length": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "a length beyond 64 bits": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    "a path outside ASCII": "GET /ü HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+}  # fmt: skip
+
+
+def test_what_is_no_http_is_refused_with_a_problem_and_counted(server: ServerProcess) -> None:
+    before = scrape(server)
+    for what, sent in MALFORMED.items():
+        with connect(server) as connection:
+            connection.sendall(sent)
+            try:
+                check_problem(read_all(connection), 400, "malformed_http")
+            except AssertionError as error:
+                raise AssertionError(what) from error
+    after = scrape(server)
+    name = "maskwell_requests_refused_total"
+    assert total(after, name, reason="malformed_http") - total(before, name, reason="malformed_http") == len(MALFORMED)
+    check_sums(after)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\n" + b"X-A: b\r\n" * 101 + b"\r\n",
+        b"GET /livez HTTP/1.1\r\nX-A: " + b"b" * 40_000 + b"\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nX-A: " + b"b" * 10_000_000,
+        b"GET /" + b"b" * 40_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"b" * 500) for n in range(90)) + b"\r\n",
+    ],
+    ids=["many", "long", "endless", "path", "together"],
+)
+def test_headers_that_are_too_large_get_431(server: ServerProcess, head: bytes) -> None:
+    with connect(server) as connection:
+        sending = threading.Thread(target=lambda: _send(connection, head))
+        sending.start()
+        reply = read_all(connection)
+        sending.join()
+    check_problem(reply, 431, "head_too_large")
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        connection.sendall(data)
+
+
+def test_what_is_sent_behind_a_whole_request_does_not_cost_it_its_answer(server: ServerProcess) -> None:
+    request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", to_png(draw_cells(700, 700)))})
+    body = request.read()
+    head = head_of(len(body)).replace(b"multipart/form-data; boundary=b", request.headers["content-type"].encode())
+    with connect(server) as connection:
+        connection.sendall(head + body + b"rubbish \x00\r\n\r\n")
+        reply = read_all(connection)
+    assert reply.startswith(b"HTTP/1.1 200")
+    assert reply.count(b"HTTP/1.1") == 1
+
+
+def test_a_damaged_chunk_is_refused_and_the_request_is_over(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        connection.sendall(
+            head_of(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"5\r\n--b\r\n\r\nzz\r\n"
+        )
+        check_problem(read_all(connection), 400, "malformed_http")
+    deadline = time.monotonic() + SLACK_S
+    while check_sums(scrape(server))["in_flight"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_who_takes_no_answer_is_let_go(server: ServerProcess) -> None:
+    request = httpx.Request("POST", f"{server.url}/preview", files={"file": ("x.png", to_png(draw_cells(3000, 3000)))})
+    body = request.read()
+    head = head_of(len(body)).replace(b"/segment", b"/preview")
+    head = head.replace(b"multipart/form-data; boundary=b", request.headers["content-type"].encode())
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(SLACK_S)
+    with connection:
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(head + body)
+        connection.recv(100)
+        deadline = time.monotonic() + SLACK_S
+        while _peers(connection):  # the other end is there as long as the server has not closed it
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def _peers(connection: socket.socket) -> bool:
+    """Whether the server's end of a connection is open, as Linux lists it."""
+    mine, theirs = connection.getsockname()[1], connection.getpeername()[1]
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    ends = [line.split()[1:4] for line in lines]
+    return any(
+        (local.split(":")[1], remote.split(":")[1], state) == (f"{theirs:04X}", f"{mine:04X}", "01")
+        for local, remote, state in ends
+    )
+
+
+def test_slow_but_steady_clients_are_served(server: ServerProcess) -> None:
+    request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", GOOD)})
+    body = request.read()
+    head = head_of(len(body)).replace(b"multipart/form-data; boundary=b", request.headers["content-type"].encode())
+    with connect(server) as connection:
+        connection.sendall(head[:50])
+        time.sleep(HEAD_S / 4)
+        connection.sendall(head[50:])
+        for start in range(0, len(body), len(body) // 4 + 1):
+            time.sleep(IDLE_S / 4)
+            connection.sendall(body[start : start + len(body) // 4 + 1])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
