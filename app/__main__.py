@@ -11,6 +11,7 @@ from app.keys import KeyRing, KeysError, make_key
 from app.main import create_app
 from app.server import serve
 from app.settings import Settings, describe_mistakes, describe_settings
+from app.tracing import TracingError, check_tracing
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = Settings()
         KeyRing(settings)  # the service reads it again; a mistake in it shall be one line, however many serve
-    except KeysError as error:
+        if settings.tracing:
+            check_tracing()
+    except (KeysError, TracingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ValidationError as error:

@@ -103,6 +103,7 @@ def create_app(settings: Settings | None = None, peers: Peers | None = None) -> 
         lifecycle=service.lifecycle,
         metrics=service.metrics,
         settings=service.settings,
+        tracing=service.tracing,
     )
     for routes in (segment, health, models, page):
         app.include_router(routes.router)

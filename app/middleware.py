@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.doors import METRICS_PATH
 from app.errors import INTERNAL, DrainingError, UploadTimeoutError, UploadTooLargeError, find_answer, problem_response
 from app.lifecycle import Lifecycle
+from app.logs import FIELDS
 from app.metrics import Metrics
 from app.notes import Notes, open_notes
 from app.settings import Settings
+from app.tracing import UNTRACED, RequestTrace, Tracing, parse_trace_id
 
 logger = logging.getLogger("app.request")
 
@@ -43,8 +45,17 @@ SECURITY_HEADERS = (
 class RequestContext:
     """Pure ASGI middleware; give it to `FastAPI.add_middleware`."""
 
-    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        settings: Settings,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._settings = settings
@@ -65,6 +76,9 @@ class RequestContext:
         open_notes(exchange.notes)
         if counted:
             self._metrics.begin()
+        if self._tracing is not None and scope["path"] not in UNTRACED:
+            exchange.trace = self._tracing.begin(scope["method"], exchange.headers)
+            exchange.notes.trace_id = exchange.trace.trace_id
         try:
             await self._answer(exchange)
         except ClientDisconnect:
@@ -76,10 +90,11 @@ class RequestContext:
             await exchange.refuse(DrainingError("the service is shutting down and could not finish this request"))
         finally:
             self._lifecycle.leave(task)
+            ended = scope["method"], exchange.route, exchange.outcome
             if counted:
-                self._metrics.settle(
-                    scope["method"], exchange.route, exchange.outcome, exchange.seconds, exchange.notes
-                )
+                self._metrics.settle(*ended, exchange.seconds, exchange.notes)
+            if exchange.trace is not None:
+                exchange.trace.end(*ended, exchange.notes)
             exchange.log()
 
     async def _answer(self, exchange: "_Exchange") -> None:
@@ -105,7 +120,9 @@ class _Exchange:
         self._head = scope["method"] == "HEAD"
         # HEAD is GET without the body, on every route.
         self.scope = {**scope, "request_id": self.request_id, "method": "GET" if self._head else scope["method"]}
-        self.notes = Notes(request_id=self.request_id)
+        self.headers = headers
+        self.notes = Notes(self.request_id, parse_trace_id(headers.get("traceparent", "")))
+        self.trace: RequestTrace | None = None
         self.status: int | None = None
         self.gone = False
         self._ended = False
@@ -148,6 +165,8 @@ class _Exchange:
             present = {name for name, _ in headers}
             headers += [item for item in SECURITY_HEADERS if item[0] not in present]
             headers.append((b"x-request-id", self.request_id.encode()))
+            if self.trace is not None:
+                headers.append((b"traceresponse", self.trace.traceresponse.encode()))
             if self._lingers or self._lifecycle.leaving:
                 headers.append((b"connection", b"close"))
             await self._send({**message, "headers": headers})
@@ -186,7 +205,26 @@ class _Exchange:
         milliseconds = self.seconds * 1000
         path = self.scope.get("raw_path", b"").decode("latin-1")  # as sent: no decoded line breaks
         status = "gone" if self.gone else self.status
-        logger.info("%s %s %s %.0f ms [%s]", self.scope["method"], path, status, milliseconds, self.request_id)
+        notes = self.notes
+        fields = {
+            "method": self.scope["method"],
+            "path": path,
+            "route": self.route,
+            "status": None if self.gone else self.status,
+            "duration_ms": round(milliseconds, 1),
+            "key": notes.key,
+            "reason": notes.reason,
+            "model": notes.model,
+            "model_version": notes.model_version,
+            "pixels": notes.pixels,
+            "received_bytes": self._received_bytes,
+            "stages_ms": {name: round(seconds * 1000, 1) for name, seconds in notes.seconds_by_stage().items()},
+        }
+        logger.info(
+            "%s %s %s %.0f ms%s [%s]",
+            self.scope["method"], path, status, milliseconds, f" {notes.key}" if notes.key else "", self.request_id,
+            extra={FIELDS: fields},
+        )  # fmt: skip
 
     def _note(self, message: Message) -> None:
         if message["type"] == "http.request":

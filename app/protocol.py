@@ -17,6 +17,7 @@ from app.errors import (
     find_answer,
     problem_response,
 )
+from app.logs import FIELDS
 from app.middleware import SECURITY_HEADERS
 from app.service import Service
 
@@ -168,7 +169,9 @@ class Protocol(HttpToolsProtocol):
         headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
         lines = [STATUS_LINE[response.status_code], *(b"%s: %s\r\n" % item for item in headers), b"\r\n"]
         self.transport.write(b"".join([*lines, bytes(response.body)]))
-        logger.info("%s %d [%s]", type(error).__name__, response.status_code, request_id)
+        code = find_answer(error).code
+        fields = {"status": response.status_code, "reason": code, "request_id": request_id}
+        logger.info("- - %d %s [%s]", response.status_code, code, request_id, extra={FIELDS: fields})
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)

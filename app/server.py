@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from app import metrics
 from app.lifecycle import Lifecycle
+from app.logs import make_log_config
 from app.main import create_app
 from app.peers import Peers
 from app.protocol import make_protocol
@@ -79,7 +80,7 @@ def serve(settings: Settings) -> int:
     if settings.workers == 1:
         make_server(create_app(settings), settings).run()
         return 0
-    logging.config.dictConfig(make_log_config(settings.log_level))
+    logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
     with tempfile.TemporaryDirectory(prefix="maskwell-metrics-") as folder:
         os.environ[metrics.SHARED_FOLDER] = folder  # the workers inherit it
         return Supervisor(settings, run_worker, lambda pid: metrics.bury(Path(folder), pid)).run()
@@ -110,41 +111,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         access_log=False,  # app.request has its own line, with the id
         server_header=False,
         forwarded_allow_ips=settings.trusted_proxies,
-        log_config=make_log_config(settings.log_level),
+        log_config=make_log_config(settings.log_level, settings.log_format),
         timeout_graceful_shutdown=int(settings.drain_deadline_s + LAST_RESORT_S),
     )
     return Server(config, app.state.service.lifecycle, settings)
-
-
-def make_log_config(level: str) -> dict[str, Any]:
-    """For logging.config.dictConfig: all to stderr, one line a record."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-        "filters": {"repeats": {"()": "app.server.RepeatFilter"}},
-        "handlers": {
-            "stderr": {
-                "class": "logging.StreamHandler",
-                "formatter": "line",
-                "filters": ["repeats"],
-                "stream": "ext://sys.stderr",
-            }
-        },
-        "root": {"level": "WARNING", "handlers": ["stderr"]},
-        "loggers": {
-            "app": {"level": level.upper()},
-            # below these they speak of what strangers sent, and the client has been told
-            "uvicorn": {"level": "INFO" if level == "debug" else "ERROR"},
-            "python_multipart": {"level": "CRITICAL"},
-            "tifffile": {"level": "CRITICAL"},
-        },
-    }
-
-
-class RepeatFilter(logging.Filter):
-    """Drops uvicorn's remark that start-up failed; the line before it said why."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to keep a record."""
-        return record.msg != "Application startup failed. Exiting."

@@ -23,6 +23,7 @@ from app.rates import RateLimit
 from app.registry import Model, Registry
 from app.schemas import FileProblem, PreviewQuery, SegmentQuery, Status
 from app.settings import Settings
+from app.tracing import Tracing
 from app.uploads import Upload, UploadBudget
 from model.errors import ImageTooLargeError, SegmentationError
 from model.images import ImageHeader, encode_png, inspect_image, open_image, to_display
@@ -102,6 +103,7 @@ class Service:
         self.admission = Admission(max_pixels=settings.max_queue_pixels, max_requests=settings.max_queue_requests)
         self.keys = KeyRing(settings)
         self.metrics = Metrics()
+        self.tracing = Tracing() if settings.tracing else None
         self.peers = peers
         self.batcher = Batcher(
             batch_wait_ms=settings.batch_wait_ms,
@@ -151,6 +153,8 @@ class Service:
 
     def close(self) -> None:
         """Stop all threads."""
+        if self.tracing is not None:
+            self.tracing.close()
         self.batcher.close()
         self._small.close()
         self._large.close()

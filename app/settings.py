@@ -134,6 +134,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged."
     )
+    log_format: Literal["text", "json"] = Field("text", description="How: lines of text, or a JSON object a line.")
+    tracing: bool = Field(
+        False,
+        description="Whether to send OpenTelemetry traces; needs the extra `tracing`. OTEL_EXPORTER_OTLP_ENDPOINT and "
+        "its like say where to.",
+    )
 
     @property
     def cache_folder(self) -> Path | None:
