@@ -16,14 +16,20 @@ from app.tracing import TracingError, check_tracing
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 where the settings are wrong, or that of the workers."""
+    settings_help = f"settings, read from the environment:\n{describe_settings()}"
     parser = argparse.ArgumentParser(
         prog="python -m app",
         description="Serve masks over HTTP.",
-        epilog=f"settings, read from the environment:\n{describe_settings()}",
+        epilog=settings_help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("serve", help="serve, which is also what happens without a command")
+    commands.add_parser(
+        "serve",
+        help="serve, which is also what happens without a command",
+        epilog=settings_help,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands.add_parser("openapi", help="print the OpenAPI document")
     key = commands.add_parser("key", help="make an API key, and print it and its line for the keys file")
     key.add_argument("name", help="whose it is; stands in the log")
