@@ -1,5 +1,6 @@
 # One file, two choices:
 #   --build-arg DEVICE=cpu|gpu     gpu refuses a PyTorch without CUDA; cpu takes what it is given
+#   --build-arg EXTRAS=tracing     adds OpenTelemetry, for MASKWELL_TRACING=on
 #   --build-arg EXTRAS=training    adds training/ and what it needs; left out, the image serves and no more
 # The wheel of PyTorch that package indexes give by default on x86-64 Linux is the CUDA one. It brings CUDA along, so a
 # GPU image needs of its host only a driver and the NVIDIA container runtime; on a machine without a GPU it works as

@@ -51,6 +51,11 @@ RESULT_HEADERS = {
         "description": "Width and height of a pixel in micrometres, `0.325 x 0.325`, where the file says them.",
         "schema": {"type": "string"},
     },
+    "X-Quality": {
+        "description": "`ok`, or signs that the answer may not be trusted, by commas: saturated, out_of_focus, empty, "
+        "low_confidence, unusual_intensity. A batch has none.",
+        "schema": {"type": "string"},
+    },
     "Server-Timing": {"description": "queue, decode, infer and encode, in ms.", "schema": {"type": "string"}},
 }
 KEY_SCHEMES = {

@@ -82,6 +82,9 @@ class Metrics:
         )
         self.images = self._counter("images", "Images segmented.", ("model",))
         self.image_pixels = self._counter("image_pixels", "Pixels of the images segmented.", ("model",))
+        self.quality_flags = self._counter(
+            "quality_flags", "Images whose answer was flagged, by what X-Quality says.", ("model", "flag")
+        )
         self.files_refused = self._counter(
             "batch_files_refused", "Files of batches that stand in errors.json, by the problem's code.", ("reason",)
         )

@@ -217,6 +217,7 @@ class _Exchange:
             "model": notes.model,
             "model_version": notes.model_version,
             "pixels": notes.pixels,
+            "quality": sorted(notes.quality),
             "received_bytes": self._received_bytes,
             "stages_ms": {name: round(seconds * 1000, 1) for name, seconds in notes.seconds_by_stage().items()},
         }

@@ -27,7 +27,8 @@ from app.tracing import Tracing
 from app.uploads import Upload, UploadBudget
 from model.errors import ImageTooLargeError, SegmentationError
 from model.images import ImageHeader, encode_png, inspect_image, open_image, to_display
-from model.outputs import NEEDS_IMAGE, SUFFIXES, PlaneParts, encode_output, encode_plane, join_planes
+from model.outputs import NEEDS_IMAGE, QUALITY, SUFFIXES, PlaneParts, encode_output, encode_plane, join_planes
+from model.quality import Flag, describe_quality, in_order
 from model.segmenter import MapStitcher
 from model.source import ImageSource, PixelSize
 from model.tiling import plan_tiles
@@ -64,7 +65,7 @@ class Result:
     Attributes:
         body: a picture, GeoJSON, CSV or zip.
         media_type: of the body.
-        provenance: what made it, by header name; also inside the file.
+        provenance: what made it and whether to trust it, by header name; the former also inside the file.
         timing: where the time went; of a batch, the sum over its files.
     """
 
@@ -87,6 +88,7 @@ class _Encoded:
     body: bytes
     media_type: str
     provenance: dict[str, str]
+    quality: tuple[Flag, ...]
 
 
 class Service:
@@ -332,7 +334,11 @@ class Service:
         notes.pixels += header.pixels
         self.metrics.images.labels(model.name).inc()
         self.metrics.image_pixels.labels(model.name).inc(header.pixels)
-        return Result(encoded.body, encoded.media_type, encoded.provenance, timing)
+        notes.quality.update(encoded.quality)
+        for flag in encoded.quality:
+            self.metrics.quality_flags.labels(model.name, flag).inc()
+        headers = {**encoded.provenance, QUALITY: describe_quality(encoded.quality)}
+        return Result(encoded.body, encoded.media_type, headers, timing)
 
     async def _process_planes(
         self,
@@ -457,7 +463,8 @@ def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[_En
     body, media_type = encode_output(
         query.output, segmentation, prepared.image, provenance, file_format=query.format or "png", pixel_size=size
     )
-    return _Encoded(body, media_type, provenance), time.perf_counter() - started_at
+    flags = segmentation.quality(with_labels=query.output != "probability")
+    return _Encoded(body, media_type, provenance, flags), time.perf_counter() - started_at
 
 
 def _encode_plane(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[PlaneParts, float]:
@@ -473,7 +480,7 @@ def _join(source: ImageSource, parts: Mapping[int, PlaneParts], query: SegmentQu
     body, media_type = join_planes(
         query.output, planes, provenance, axes=source.axes, sizes=source.sizes, pixel_size=source.pixel_size
     )
-    return _Encoded(body, media_type, provenance)
+    return _Encoded(body, media_type, provenance, in_order(flag for plane in planes for flag in plane.quality))
 
 
 def _provenance(model: Model, threshold: float, pixel_size: PixelSize | None = None) -> dict[str, str]:

@@ -16,7 +16,7 @@ SECRETS = ("admin_key", "keys")
 class Settings(BaseSettings):
     """What the service is run with; each field is the environment variable MASKWELL_ and its name."""
 
-    model_config = SettingsConfigDict(env_prefix="MASKWELL_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MASKWELL_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")

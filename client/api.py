@@ -62,6 +62,7 @@ class Answer:
         media_type: such as `image/png`.
         model, model_version: name, and SHA-256 of the weights that made it.
         threshold: that was used, in [0, 1].
+        quality: signs that the answer may not be trusted, such as `out_of_focus`; empty where there are none.
         request_id: to find the request in the service's log.
     """
 
@@ -71,6 +72,7 @@ class Answer:
     model_version: str
     threshold: float
     request_id: str
+    quality: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -376,6 +378,7 @@ def _to_answer(response: httpx.Response | None) -> Answer:
             model_version=headers["x-model-version"],
             threshold=float(headers["x-threshold"]),
             request_id=headers.get("x-request-id", ""),
+            quality=tuple(flag for flag in headers.get("x-quality", "ok").split(", ") if flag != "ok"),
         )
     except (KeyError, ValueError) as error:
         raise ClientError(f"{response.url} answers, but not as Maskwell does") from error

@@ -15,6 +15,7 @@ from skimage.measure import regionprops_table
 
 from model.errors import ImageError
 from model.images import draw_overlay, encode_labels, encode_mask, encode_png, encode_probability, to_display
+from model.quality import Flag, describe_quality
 from model.segmenter import Segmentation
 from model.shapes import Outline, Ring, trace_cells
 from model.source import PixelSize
@@ -39,6 +40,7 @@ MAX_ROI_SIDE_PX = 60_535
 BAND_PX = 1 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip knows: identical input gives identical bytes
 
+QUALITY = "X-Quality"  # by the name of the service's header, as the rest of what is alike in all rows
 Encoded = tuple[bytes, str]  # a file and its media type; SUFFIXES has the suffix
 
 
@@ -87,7 +89,7 @@ def encode_output(
     if output == "overlay":
         return encode_png(draw_overlay(image, labels), text), "image/png"
     if output == "table":
-        return encode_table(labels, image, text, pixel_size=pixel_size), "text/csv"
+        return encode_table(labels, image, text | _quality_of(segmentation), pixel_size=pixel_size), "text/csv"
     data, media_type = encode_labels(labels, text)
     parts = {
         "mask.png": encode_mask(labels > 0, text),
@@ -100,7 +102,7 @@ def encode_output(
     parts |= {
         "overlay.png": encode_png(draw_overlay(image, labels), text),
         "cells.geojson": encode_geojson(outlines, text),
-        "table.csv": encode_table(labels, image, text, pixel_size=pixel_size),
+        "table.csv": encode_table(labels, image, text | _quality_of(segmentation), pixel_size=pixel_size),
     }
     if max(labels.shape) <= MAX_ROI_SIDE_PX:  # beyond, ImageJ could not say where they are
         parts["rois.zip"] = encode_rois(outlines, labels.shape, text)
@@ -116,12 +118,14 @@ class PlaneParts:
         pictures: by name of the output.
         outlines: where outlines are asked for.
         table: columns by name, where a table is asked for.
+        quality: signs that the plane's answer may not be trusted.
     """
 
     shape: tuple[int, ...]
     pictures: Mapping[str, PackedPlane]
     outlines: list[Outline] | None = None
     table: Mapping[str, npt.NDArray[Any]] | None = None
+    quality: tuple[Flag, ...] = ()
 
 
 def encode_plane(
@@ -143,12 +147,13 @@ def encode_plane(
         pictures["labels"] = pack_labels(labels)
     if "overlay" in wanted and image is not None:
         pictures["overlay"] = pack(draw_overlay(image, labels))
-    return PlaneParts(
-        labels.shape,
-        pictures,
-        trace_cells(labels) if output in ("geojson", "rois", "all") else None,
-        measure_cells(labels, image, pixel_size) if output in ("table", "all") and image is not None else None,
-    )
+    quality = segmentation.quality()
+    table = None
+    if output in ("table", "all") and image is not None:
+        table = measure_cells(labels, image, pixel_size)
+        table["quality"] = np.full(len(table["label"]), describe_quality(quality))
+    outlines = trace_cells(labels) if output in ("geojson", "rois", "all") else None
+    return PlaneParts(labels.shape, pictures, outlines, table, quality)
 
 
 def join_planes(
@@ -197,6 +202,10 @@ def join_planes(
         return write_zip(files, text), "application/zip"
     [(name, data)] = files.items()
     return data, {"cells.geojson": "application/geo+json", "table.csv": "text/csv", "rois.zip": "application/zip"}[name]
+
+
+def _quality_of(segmentation: Segmentation) -> dict[str, str]:
+    return {QUALITY: describe_quality(segmentation.quality())}
 
 
 def encode_geojson(outlines: list[Outline], text: Mapping[str, str] | None = None) -> bytes:

@@ -1,9 +1,10 @@
 """An image in; probability, mask and labelled cells out. The library's front door."""
 
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.compiled_cache import CompiledCache
 from model.errors import WeightsError
 from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, threshold_mask, to_maps
 from model.preprocess import Preprocessor, RowReader
+from model.quality import PROFILE_KEY, Flag, assess_answer, assess_image, in_order, sample_rows
 from model.runtime import Precision, Runtime, choose_device, make_runtime
 from model.tiling import PlaneReader, Stitcher, TileGrid, plan_tiles
 from model.twin import TwinFile, read_twin
@@ -32,12 +34,14 @@ class Segmentation:
         threshold: in [0, 1], that `mask` and `labels` use.
         min_area_px: smallest cell kept, in pixels.
         cores: how `labels` parts touching cells.
+        image_quality: what `model.quality.assess_image` says of the image.
     """
 
     maps: Maps
     threshold: float
     min_area_px: int
     cores: Cores = DEFAULT_CORES
+    image_quality: frozenset[Flag] = frozenset()
 
     @property
     def probability(self) -> Probability:
@@ -45,8 +49,23 @@ class Segmentation:
         return self.maps.probability
 
     def labels(self) -> Labels:
-        """(H, W) int32: 0 is background, cells are 1..n."""
+        """(H, W) int32: 0 is background, cells are 1..n. The same array each time: copy it to change it."""
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> Labels:
         return label_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, cores=self.cores)
+
+    def quality(self, *, with_labels: bool = True) -> tuple[Flag, ...]:
+        """Signs that the answer may not be trusted, in the order of `model.quality.FLAGS`; none is what one wants.
+
+        Args:
+            with_labels: False spares making them where nobody needs them; cells that are too small count then, too.
+        """
+        mask = self.mask() if with_labels else threshold_mask(self.maps.cell, self.threshold)
+        n_foreground = int(np.count_nonzero(mask))
+        answer = assess_answer(self.maps.cell, threshold=self.threshold, n_foreground=n_foreground)
+        return in_order(self.image_quality | answer)
 
     def mask(self) -> Mask:
         """(H, W) bool: True in a cell; the same pixels that `labels()` numbers."""
@@ -62,9 +81,13 @@ class MapStitcher(Stitcher):
     Args:
         planes, grid: as there.
         config: says what the logits mean.
+        image_quality: goes into the answer.
     """
 
-    def __init__(self, planes: PlaneReader, grid: TileGrid, config: ModelConfig) -> None:
+    def __init__(
+        self, planes: PlaneReader, grid: TileGrid, config: ModelConfig, image_quality: Iterable[Flag] = ()
+    ) -> None:
+        self.image_quality = frozenset(image_quality)
         super().__init__(planes, grid, config.architecture.n_classes)
         self._config = config
         # Small images are left to whoever asks for the maps, so that the thread of the network goes on with the next.
@@ -134,13 +157,15 @@ class Segmenter:
         channels = self.config.architecture.n_channels
         planes = Preprocessor(image, n_channels=channels, normalisation=self.config.normalisation)
         grid = plan_tiles(planes.shape[1], planes.shape[2], self.config.tile_px)
-        return MapStitcher(planes, grid, self.config)
+        seen = image if isinstance(image, np.ndarray) else sample_rows(image.read_rows, image.height)
+        return MapStitcher(planes, grid, self.config, assess_image(seen, self.card.get(PROFILE_KEY)))
 
     def finish(
         self, stitcher: "MapStitcher", *, threshold: float | None = None, min_area_px: int | None = None
     ) -> Segmentation:
         """Turn the collected logits into an answer; None takes the checkpoint's own value."""
-        return self.read(stitcher.maps(), threshold=threshold, min_area_px=min_area_px)
+        answer = self.read(stitcher.maps(), threshold=threshold, min_area_px=min_area_px)
+        return replace(answer, image_quality=stitcher.image_quality)
 
     def read(self, maps: Maps, *, threshold: float | None = None, min_area_px: int | None = None) -> Segmentation:
         """What the maps of an image mean; None takes the checkpoint's own value."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from model.checkpoint import ModelConfig
 from model.preprocess import preprocess
+from model.quality import describe_intensity
 from model.types import Image, Labels, Planes
 from model.unet import STRIDE
 from training.augment import Augmenter
@@ -32,7 +33,7 @@ class PairCache:
 
     Args:
         pairs: to be read now; kept as `pairs`, what kind of picture each seems to be as `looks`, and what is in it as
-            `digests`.
+            `digests`, and how bright it is as `intensities` (model/quality.py).
         quiet: no progress bar.
 
     Raises:
@@ -47,6 +48,7 @@ class PairCache:
         self._areas: list[int] = []
         held = 0
         self.digests: list[str] = []
+        self.intensities: list[npt.NDArray[np.float64]] = []
         digest = hashlib.sha256()
         for index, pair in enumerate(tqdm(self.pairs, desc="reading", unit="image", disable=quiet or None)):
             image, labels = pair.read()
@@ -55,6 +57,7 @@ class PairCache:
             self._areas.append(labels.size)
             held += image.nbytes + labels.nbytes
             self.digests.append(image_digest(image))
+            self.intensities.append(describe_intensity(image))
             digest.update(image.tobytes())
             digest.update(labels.tobytes())
             if held <= CACHE_BYTES:

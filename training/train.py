@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import training
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, Output, write_atomically, write_checkpoint
+from model.quality import PROFILE_KEY, make_profile
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from training.config import Recipe
@@ -330,6 +331,7 @@ class _Run:
             "split": self._split,
             "seen": sorted({*self._train.digests, *self._seen_before}),
             "scores": {"validation": scores.summary()},
+            PROFILE_KEY: make_profile(self._train.intensities),
             "recipe": self.recipe.to_dict(),
             "init": self._init_version,
             "epoch": self.progress.epoch + 1,

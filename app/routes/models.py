@@ -10,6 +10,7 @@ from app.errors import AdminOnlyError, KeyMissingError, ReloadClosedError
 from app.registry import Model
 from app.schemas import ModelDetail, ModelList, ModelSummary
 from app.service import Service
+from model.quality import PROFILE_KEY
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -65,7 +66,7 @@ def _summarise(service: Service, model: Model) -> ModelSummary:
 
 def _without_lists(card: dict[str, Any]) -> dict[str, Any]:
     """The card without the names and digests of single images, which may be patients', but with how many they are."""
-    shown = {key: value for key, value in card.items() if key not in ("split", "seen")}
+    shown = {key: value for key, value in card.items() if key not in ("split", "seen", PROFILE_KEY)}
     split = card.get("split")
     if isinstance(split, dict):
         shown["split"] = {part: len(names) for part, names in split.items() if isinstance(names, list)}

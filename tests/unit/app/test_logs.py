@@ -96,7 +96,7 @@ def test_an_unforeseen_error_keeps_its_traceback_in_one_line(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("line one\nline two")
 
-    monkeypatch.setattr("app.service.decode_image", fail)
+    monkeypatch.setattr("app.service.open_image", fail)
     client.post("/segment", files={"file": ("x", IMAGE)}, headers={"X-API-Key": KEY, "X-Request-ID": "r-9"})
     errors = [line for line in map(json.loads, log.lines) if line["level"] == "error"]
     assert [line["request_id"] for line in errors] == ["r-9"]

@@ -21,6 +21,12 @@ def test_settings_come_from_the_environment_and_cannot_be_changed(monkeypatch: p
         setattr(settings, "port", 1)  # noqa: B010  # a plain assignment is refused by the type checker already
 
 
+def test_an_empty_variable_is_as_if_it_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KEYS", "ADMIN_KEY", "LOG_FORMAT", "PORT"):
+        monkeypatch.setenv(f"MASKWELL_{name}", "")
+    assert Settings() == Settings.model_construct()
+
+
 def test_mistakes_are_told_by_the_variable_s_name_and_secrets_are_not_told() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({"port": 0, "admin_key": "hunter2"})

@@ -104,7 +104,7 @@ def test_refusals_and_errors_are_told_apart(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("app.service.decode_image", fail)
+    monkeypatch.setattr("app.service.open_image", fail)
     client.post("/segment", files={"file": ("x.png", IMAGE)})
     failed = named(spans)["POST /segment"]
     assert failed.status.status_code is StatusCode.ERROR

@@ -91,6 +91,7 @@ def test_training_learns_and_keeps_the_best_epoch_by_mask_and_cells(
     assert scores["dice"] > 0.6
     assert (scores["dice"] + scores["cells"]["ap"]["mean"]) / 2 == pytest.approx(result.progress.best_score, abs=1e-4)
     assert checkpoint.card["recipe"] == recipe.to_dict()
+    assert len(checkpoint.card["intensity"]["quantiles"]) >= 3
     assert checkpoint.config.outputs == ("cell", "border", "distance")
     assert set(checkpoint.card["split"]["train"]).isdisjoint(checkpoint.card["split"]["validation"])
     for name in ("curves.png", "overlays.png"):
