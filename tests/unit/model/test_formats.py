@@ -98,6 +98,14 @@ def pyramid(*, sub: bool, flag: int = 1, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def positions() -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, ome=True) as writer:
+        for planes in (ZYX[::-1], ZYX):
+            writer.write(planes, photometric="minisblack", metadata={"axes": "ZYX"})
+    return buffer.getvalue()
+
+
 def file(name: str) -> Callable[[], bytes]:
     return (Data / name).read_bytes
 
@@ -239,6 +247,9 @@ CASES: dict[str, Case] = {
     "imagej floats": tiff(ZYX.astype(np.float32), ZYX.astype(np.float32), imagej=True, metadata={"axes": "TYX"}),
     "imagej rgb stack": tiff(np.stack([RGB, RGB[::-1]]), np.stack([RGB, RGB[::-1]]), imagej=True, metadata={"axes": "ZYXS"}),
     "imagej grey levels shown in green": tiff(GREY, GREY, imagej=True, colormap=PALETTE),
+    "imagej, channel by its label": tiff(CYX[2], CYX, imagej=True, metadata={"axes": "CYX", "Labels": ["DAPI", "GFP", "Cy3", "Cy5"]}, query={"channel": "Cy3"}),
+    "ome of two positions": case(positions, "ambiguous_axes"),
+    "ome of two positions, a plane of the second": case(positions, ZYX[1], page=4),
     "ome": tiff("ambiguous_axes", STACK, **OME),
     "ome, a channel": tiff(STACK[:, :, 0], STACK, **OME, query={"channel": 0}),
     "ome, channel by name": tiff(CYX[1], CYX, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "Cy3", "Cy5"]}}, query={"channel": "GFP"}),
