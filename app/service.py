@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 # Images up to this part of max_pixels never wait for a larger one to be decoded, nor for a thread busy with one.
 SMALL_PART = 16
+# Images beyond this are read row by row as their tiles are run, where the file allows it, and never decoded as a whole.
+BY_ROWS_PX = 1 << 24
 # Files of one batch under way at a time: it keeps the engine busy and leaves turns to the others.
 BATCH_WINDOW = 4
 
@@ -432,7 +434,11 @@ class Service:
 
 def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) -> _Prepared:
     started_at = time.perf_counter()
-    with open_image(data, query.selection(), max_pixels=max_pixels) as source:
+    source = open_image(data, query.selection(), max_pixels=max_pixels)
+    large = source.height * source.width > BY_ROWS_PX
+    if large and source.by_rows and query.output not in NEEDS_IMAGE:  # stays open, and holds nothing but the upload
+        return _Prepared(model.segmenter.start(source), None, source.pixel_size, time.perf_counter() - started_at)
+    with source:
         return _prepare_plane(source, 0, query, model, started_at)
 
 

@@ -10,11 +10,13 @@ from tqdm import tqdm
 
 from model.errors import ImageError, SegmentationError
 from model.images import SUFFIXES, file_errors, open_image
-from model.outputs import PICTURES, Format, Output, encode_output, encode_plane, join_planes
+from model.outputs import NEEDS_IMAGE, PICTURES, Format, Output, encode_output, encode_plane, join_planes
 from model.outputs import SUFFIXES as FILE_SUFFIXES
 from model.segmenter import Segmenter, load_segmenter
 from model.source import Page, Selection
 
+# Whoever runs this has the files at hand, so the limit is there for memory alone, and above the service's.
+MAX_PIXELS = 1 << 30
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
@@ -59,14 +61,18 @@ def _predict(segmenter: Segmenter, path: Path, options: argparse.Namespace) -> t
     several = output != "view" and options.format != "png"
     threshold = segmenter.config.threshold if options.threshold is None else options.threshold
     provenance = {"X-Model-Version": segmenter.version, "X-Threshold": f"{threshold:.6g}"}
-    with file_errors(path), open_image(path.read_bytes(), selection, several=several) as source:
+    with file_errors(path), open_image(path.read_bytes(), selection, max_pixels=MAX_PIXELS, several=several) as source:
         size = source.pixel_size
         if size is not None:
             provenance["X-Pixel-Size-Um"] = str(size)
         parts = []
         for plane in range(source.n_planes):
-            image = source.read(plane)
-            result = segmenter.segment(image, threshold=threshold, min_area_px=options.min_area_px)
+            # a large plane that can be is read by rows, and never decoded as a whole
+            by_rows = source.n_planes == 1 and source.by_rows and output not in NEEDS_IMAGE
+            image = None if by_rows else source.read(plane)
+            result = segmenter.segment(
+                source if image is None else image, threshold=threshold, min_area_px=options.min_area_px
+            )
             if source.n_planes == 1:
                 data, media_type = encode_output(
                     output, result, image, provenance, file_format=options.format or "png", pixel_size=size

@@ -15,11 +15,12 @@ from model.types import Labels, Mask
 
 # Cores smaller than this are noise between two borders, not cells of their own.
 CORE_AREA_PX = 8
-# Images up to this size are flooded in one go. Larger ones block by block; each block is flooded with so many pixels
-# around it, so a region that reaches no further beyond the block is parted exactly as in one go.
+# Pixels that are numbered in one go.
 AT_ONCE_PX = 1 << 24
-BLOCK_PX = 1024
-HALO_PX = 256
+# Larger images are flooded block by block, each with so many pixels around it, so a region that reaches no further
+# beyond the block is parted exactly as in one go.
+BLOCK_PX = 2048
+HALO_PX = 128
 
 Late = Callable[[slice, slice], npt.NDArray[np.int32]]
 
@@ -55,7 +56,7 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
     """
     region_of, seed_of = _mark_cores(labels, count, core)
     height, width = labels.shape
-    block, halo = (BLOCK_PX, HALO_PX) if labels.size > AT_ONCE_PX else (max(height, width), 0)
+    block, halo = BLOCK_PX, HALO_PX
     crowded = np.zeros(count + 1, dtype=np.bool_)
     crowded[region_of[seed_of > 0]] = True
     above = labels[:0]  # rows that the blocks before have overwritten, as they were
@@ -71,12 +72,25 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
             regions = region_of[numbers]
             mask = crowded[regions]
             if mask.any():
-                # Only the pixels of crowded regions are flooded, so the cost follows them and not the image.
                 order = late(slice(first, first + len(marked)), slice(start, stop))
-                parted = watershed(order, markers=seed_of[numbers], mask=mask)  # type: ignore[no-untyped-call]
+                parted = _flood(order, seed_of[numbers], mask)
                 np.copyto(regions, parted, where=parted > 0)
             labels[top:bottom, left:right] = regions[top - first : bottom - first, left - start : right - start]
     return int(seed_of.max(initial=count))
+
+
+def _flood(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:
+    """Watershed of the pixels of a mask, and of no others, so that the cost follows them and not the image.
+
+    The inside of a seed floods nothing, so only its rim goes into the queue, which is where the time goes: it becomes
+    several times shorter, and only between pixels that are reached at the very same height may the answer change.
+    """
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
+    inside = cv2.erode((seeds > 0).view(np.uint8), cross).view(np.bool_)
+    rims = np.where(inside, 0, seeds)
+    parted: Labels = watershed(order, markers=rims, mask=mask & ~inside)  # type: ignore[no-untyped-call]  # no types
+    np.copyto(parted, seeds, where=inside)
+    return parted
 
 
 def _mark_cores(

@@ -72,6 +72,9 @@ class _PictureStore:
             self._picture.seek(index)
             return np.asarray(self._picture.convert("L" if self._picture.mode in ("1", "L", "LA") else "RGB"))
 
+    def by_rows(self, index: int) -> bool:
+        return False
+
     def read_rows(self, index: int, start: int, stop: int) -> Image:
         return self.read(index)[start:stop]
 

@@ -1,5 +1,7 @@
 """From a decoded image to the float planes that the network takes: the one function for training and serving."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -51,7 +53,7 @@ class Preprocessor:
     """
 
     def __init__(self, image: Image | RowReader, *, n_channels: int, normalisation: Normalisation) -> None:
-        self._rows = _ArrayRows(image) if isinstance(image, np.ndarray) else image
+        self._rows: RowReader = _ArrayRows(image) if isinstance(image, np.ndarray) else _KeptRows(image)
         self.shape = (n_channels, self._rows.height, self._rows.width)
         self._normalisation = normalisation
         self._range: tuple[float, float] | None = None  # of finite pixels, where some are not
@@ -127,6 +129,26 @@ class _ArrayRows:
 
     def read_rows(self, start: int, stop: int) -> Image:
         return self._image[start:stop]
+
+
+class _KeptRows:
+    """Keeps what it read last: all tiles of a row need the same rows, and the next row of tiles may have begun."""
+
+    def __init__(self, rows: RowReader) -> None:
+        self.height, self.width = rows.height, rows.width
+        self._rows = rows
+        self._kept: OrderedDict[tuple[int, int], Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read_rows(self, start: int, stop: int) -> Image:
+        with self._lock:
+            key = start, stop
+            if key not in self._kept:
+                if len(self._kept) > 1:
+                    self._kept.popitem(last=False)
+                self._kept[key] = self._rows.read_rows(start, stop)
+            self._kept.move_to_end(key)
+            return self._kept[key]
 
 
 def _to_channels(image: Image, n_channels: int, finite_range: tuple[float, float] | None) -> npt.NDArray[Any]:

@@ -176,11 +176,14 @@ class Segmenter:
             cores=Cores(self.config.core_threshold, self.config.core_distance),
         )
 
-    def segment(self, image: Image, *, threshold: float | None = None, min_area_px: int | None = None) -> Segmentation:
+    def segment(
+        self, image: Image | RowReader, *, threshold: float | None = None, min_area_px: int | None = None
+    ) -> Segmentation:
         """Segment one image of any size.
 
         Args:
-            image: (H, W) or (H, W, 1, 3 or 4), bool, integer or float; colour as R, G, B[, A].
+            image: (H, W) or (H, W, 1, 3 or 4), bool, integer or float; colour as R, G, B[, A]. In memory, or one whose
+                rows are read as its tiles are, such as model.images.open_image returns.
             threshold: in [0, 1]; None takes the checkpoint's.
             min_area_px: smallest cell to keep, in pixels; None takes the checkpoint's.
 

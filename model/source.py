@@ -83,6 +83,9 @@ class PlaneStore(Protocol):
     def read(self, index: int) -> Image:
         """(H, W), or (H, W, samples) where these are 3 or 4; in the machine's byte order."""
 
+    def by_rows(self, index: int) -> bool:
+        """Whether `read_rows` does, for a part of the rows, a part of the work of `read`."""
+
     def read_rows(self, index: int, start: int, stop: int) -> Image:
         """Rows from `start` on and before `stop` of what `read` returns."""
 
@@ -178,6 +181,12 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self._planes)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether `read_rows` reads little more than the rows that it returns, for one plane of one channel."""
+        numbers = self._planes.ravel().tolist()
+        return len(numbers) == 1 and self._store.by_rows(numbers[0])
 
     def position(self, plane: int) -> dict[str, int]:
         """Where a plane lies, by the letters of `axes`: {"T": 0, "Z": 3}; empty for a single one."""
@@ -314,6 +323,9 @@ class ArrayStore:
 
     def read(self, index: int) -> Image:
         return self.read_rows(index, 0, self._shape[0])
+
+    def by_rows(self, index: int) -> bool:
+        return True  # what is loaded is kept
 
     def read_rows(self, index: int, start: int, stop: int) -> Image:
         if self._array is None:

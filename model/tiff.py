@@ -77,6 +77,8 @@ _SECONDS = {
 # The tags of plain TIFF say the dots of a screen or printer as often as a length. No screen or printer is as fine as
 # 2540 dots an inch, and hardly a camera on a microscope is coarser.
 COARSEST_UM = 10.0
+# Strips and tiles of more rows than this are not worth unpacking for a part of them.
+MAX_SEGMENT_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,7 @@ class _TiffStore:
         palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None
         self._palette = palette and not tiff.is_imagej
         self._checked = False
+        self._part_checked = -1
 
     def shape(self, index: int) -> tuple[int, int, int]:
         samples = self._page.samplesperpixel if self._is_colour else 3 if self._palette else 1
@@ -291,14 +294,20 @@ class _TiffStore:
     def read(self, index: int) -> Image:
         return self.read_rows(index, 0, self._page.imagelength)
 
+    def by_rows(self, index: int) -> bool:
+        return self._rows_are_stored() or self._segment_rows() <= MAX_SEGMENT_ROWS
+
     def read_rows(self, index: int, start: int, stop: int) -> Image:
         page = self._page
         height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
         number, sample = divmod(index, self._n_channels)
-        pixels: Image = self._read_page(number)
-        if samples > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
-            pixels = np.moveaxis(pixels.reshape(samples, height, width), 0, -1)
-        pixels = pixels.reshape(height, width, samples)[start:stop]
+        if (start, stop) != (0, height) and self.by_rows(index):
+            pixels = self._read_part(number, start, stop).reshape(stop - start, width, samples)
+        else:
+            pixels = self._read_page(number)
+            if samples > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+                pixels = np.moveaxis(pixels.reshape(samples, height, width), 0, -1)
+            pixels = pixels.reshape(height, width, samples)[start:stop]
         if not self._is_colour:
             pixels = pixels[:, :, sample]
         if self._palette:
@@ -312,6 +321,55 @@ class _TiffStore:
 
     def close(self) -> None:
         self._tiff.close()
+
+    def _rows_are_stored(self) -> bool:
+        """Whether the rows lie in the file one after another, as they are."""
+        page = self._page
+        return bool(
+            len(self._series) == self._n_in_series
+            and page.is_contiguous
+            and page.predictor == 1
+            and page.fillorder == 1
+            and page.bitspersample % 8 == 0
+            and (page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG)
+        )
+
+    def _segment_rows(self) -> int:
+        """How many rows a strip or tile holds; of the whole height where such parts cannot be read alone."""
+        page = self._page
+        apart = page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+        if len(self._series) != self._n_in_series or apart or page.imagedepth > 1 or page.jpegheader is not None:
+            return max(page.imagelength, MAX_SEGMENT_ROWS + 1)
+        return page.tilelength if page.is_tiled else page.rowsperstrip
+
+    def _read_part(self, number: int, start: int, stop: int) -> Image:
+        """Rows of a page, from those strips or tiles alone that hold them."""
+        page, selected = self._page, self._series[number]
+        if selected is None:
+            raise ImageError(f"plane {number} is missing from the file")
+        if number != self._part_checked:  # once for all rows, for it looks at every strip
+            _check_segments(selected, len(self._data))
+            self._part_checked = number
+        width, samples = page.imagewidth, page.samplesperpixel
+        dtype = np.dtype(page.dtype)
+        if self._rows_are_stored():
+            row = width * samples
+            at = selected.dataoffsets[0] + start * row * dtype.itemsize
+            stored = dtype.newbyteorder(self._tiff.byteorder)
+            return np.frombuffer(self._data, stored, count=(stop - start) * row, offset=at)
+        page.init_decode()
+        rows = np.zeros((stop - start, width, samples), dtype)
+        step = self._segment_rows()
+        across = -(-width // page.tilewidth) if page.is_tiled else 1
+        for index in range(start // step * across, -(-stop // step) * across):
+            at, count = selected.dataoffsets[index], selected.databytecounts[index]
+            data = self._data[at : at + count] if count else None
+            segment, (_, _, top, left, _), shape = page.decode(data, index, jpegtables=page.jpegtables)
+            first, last = max(top, start), min(top + shape[1], stop)
+            right = min(left + shape[2], width)
+            part = rows[first - start : last - start, left:right]
+            part[:] = page.nodata if segment is None else segment[0, first - top : last - top, : right - left]
+        return rows
 
     def _contiguous_at(self) -> int | None:
         """Where the pixels of all planes lie one after another as they are."""
@@ -372,6 +430,10 @@ class _SeveralStores:
         store, local = self._find(index)
         return store.read(local)
 
+    def by_rows(self, index: int) -> bool:
+        store, local = self._find(index)
+        return store.by_rows(local)
+
     def read_rows(self, index: int, start: int, stop: int) -> Image:
         store, local = self._find(index)
         return store.read_rows(local, start, stop)
@@ -395,6 +457,9 @@ class _Closing:
 
     def read(self, index: int) -> Image:
         return self.array.read(index)
+
+    def by_rows(self, index: int) -> bool:
+        return self.array.by_rows(index)
 
     def read_rows(self, index: int, start: int, stop: int) -> Image:
         return self.array.read_rows(index, start, stop)
