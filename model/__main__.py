@@ -12,6 +12,7 @@ from model.errors import ImageError, SegmentationError
 from model.images import SUFFIXES, file_errors, open_image
 from model.outputs import NEEDS_IMAGE, PICTURES, Format, Output, encode_output, encode_plane, join_planes
 from model.outputs import SUFFIXES as FILE_SUFFIXES
+from model.runtime import Precision
 from model.segmenter import Segmenter, load_segmenter
 from model.source import Page, Selection
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--output {options.output} is no picture, and has one format alone")
     try:
         files = _collect(options.files)
-        segmenter = load_segmenter(options.weights, device=options.device)
+        segmenter = load_segmenter(options.weights, device=options.device, precision=options.precision)
     except SegmentationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -144,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--level", type=_count, default=0, help="level of a pyramid (0, the full resolution)")
     predict.add_argument("--format", choices=get_args(Format), help="of pictures; tiff is what ImageJ reads")
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    predict.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="auto is fp16 on a GPU, and on a CPU int8 for weights with an int8 twin, else fp32",
+    )
     return parser
 
 

@@ -85,7 +85,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     pairs = find_pairs(options.data)
     if options.only is not None:
         pairs = _choose(pairs, options.only)
-    segmenter = load_segmenter(options.weights, device=options.device)
+    segmenter = load_segmenter(options.weights, device=options.device, precision=options.precision)
     cache = PairCache(pairs, quiet=options.quiet)
     scores = evaluate(segmenter, cache, threshold=options.threshold, regions=True, quiet=options.quiet)
     title = f"{options.weights} on {len(pairs)} images of {options.data}"
@@ -247,6 +247,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("weights", type=Path)
     evaluate.add_argument("data", type=Path)
     evaluate.add_argument("--only", type=Path, help="file of image names, a line each, that are scored")
+    evaluate.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "bf16", "int8"),
+        default="auto",
+        help="auto as the service: on a CPU int8 for weights with an int8 twin",
+    )
     evaluate.add_argument("--threshold", type=float, help="0 to 1; the checkpoint's own if left out")
     evaluate.add_argument("--report", type=Path, help="write an HTML page with tables and the worst images")
     evaluate.add_argument("--json", action="store_true", help="print everything, each image's scores too")
