@@ -1,6 +1,7 @@
 """Run the app under uvicorn: logging, and an exit that answers what was accepted."""
 
 import asyncio
+import logging
 import logging.config
 import os
 import signal
@@ -27,6 +28,8 @@ from app.supervisor import Supervisor
 # On top of grace and deadline, for the answers themselves to go out.
 LAST_RESORT_S = 15.0
 
+logger = logging.getLogger("app.server")
+
 
 class Server(uvicorn.Server):
     """uvicorn, but on SIGTERM it says so on /readyz and serves on for a while, and a graceful end is exit status 0.
@@ -43,6 +46,14 @@ class Server(uvicorn.Server):
         self._lifecycle = lifecycle
         self._settings = settings
         self._close_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, once the models are loaded and warm; and say where."""
+        await super().startup(sockets)
+        if self.started and sockets is None:  # else it is a worker, of which the supervisor speaks
+            host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+            port = self.servers[0].sockets[0].getsockname()[1]
+            logger.info("ready on http://%s:%d", host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler. uvicorn's own notes the signal, to raise it again at the end: no status 0 after that."""

@@ -127,3 +127,9 @@ def test_the_reload_route_wants_the_admin_key(tmp_path: Path) -> None:
         assert reload(**key).json()["code"] == "weights_refused"
         answer = segment(server, to_png(draw_cells(30, 30)))
         assert (answer.status_code, set(np.unique(decode(answer.content))) <= {0, 255}) == (200, True)
+
+
+def test_the_log_says_where_it_serves_once_it_does(shared_weights: Path, tmp_path: Path) -> None:
+    with ServerProcess(shared_weights, tmp_path / "log") as server:
+        # the probe that the fixture waits for may be answered just before the line is written
+        wait_for(lambda: f"INFO app.server: ready on {server.url}\n" in (tmp_path / "log").read_text())
