@@ -119,7 +119,11 @@ def main() -> int:
     what = "a model that costs nothing"
     if not options.costless:
         what = f"{options.weights.stem}, width {read_checkpoint(options.weights).config.architecture.width}"
+        loop = None if options.costless else run_loop(folder, options)
     lines = table(results, options.clients)
+    if loop is not None:
+        cells = [f"{loop:.2f} | |", *["| |"] * (len(options.clients) - 1)]
+        lines.append(f"| the tutorial's loop, files to files, without HTTP | {' '.join(cells)} |")
     title = f"{what}; one grey PNG of {options.side} x {options.side} px, {len(image):,} bytes"
     section = "peers-costless" if options.costless else "peers"
     report(section, [f"{title}. {machine()}", "", *lines], write=options.write)
@@ -145,6 +149,21 @@ def table(results: dict[str, list[Cell]], clients: list[int]) -> list[str]:
         ratios = [f"{ours[i].per_s / max(c[i].per_s for c in others):.2f} |" for i in range(len(clients))]
         lines.append(f"| **Maskwell over the best peer** | {' | '.join(ratios)} | |")
     return lines
+
+
+def run_loop(folder: Path, options: argparse.Namespace) -> float:
+    """Images a second of bench/peers/loop.py."""
+    write_peers_weights(options.weights, folder / "peers.pth")
+    command = [str(options.venv / "bin" / "python"), "loop.py", str(folder / "image.png"), str(folder)]
+    done = subprocess.run(
+        [*command, str(options.seconds)],
+        cwd=PEERS,
+        env=os.environ | {"PEER_WEIGHTS": str(folder / "peers.pth")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
 
 
 def make_environment(venv: Path) -> None:
