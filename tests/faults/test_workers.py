@@ -2,11 +2,13 @@
 
 import os
 import random
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -105,6 +107,42 @@ def replaced_if_any(server: ServerProcess) -> int:
         return 0
     assert isinstance(workers, dict)
     return int(workers["replaced"])
+
+
+def test_the_counts_of_all_workers_meet_also_after_one_was_killed_with_requests_in_flight(
+    server: ServerProcess,
+) -> None:
+    def sums() -> dict[str, float]:
+        text = httpx.get(f"{server.url}/metrics", timeout=TIMEOUT).text
+        names = ("received_total", "answered_total", "refused_total", "cancelled_total", "lost_total", "in_flight")
+        found = dict.fromkeys(names, 0.0)
+        for line in text.splitlines():
+            for name in names:
+                if re.match(rf"maskwell_requests_{name}[ {{]", line):
+                    found[name] += float(line.rsplit(" ", 1)[1])
+        return found
+
+    def meet() -> bool:
+        found = sums()
+        return found["in_flight"] == 0 and found.pop("received_total") == sum(found.values())
+
+    before = sums()["lost_total"]
+    with ThreadPoolExecutor(4) as pool:
+        big = to_png(draw_cells(2500, 2500))
+
+        def ask() -> None:
+            with suppress(httpx.TransportError):
+                httpx.post(f"{server.url}/segment", files={"file": ("x.png", big)}, timeout=TIMEOUT)
+
+        jobs = [pool.submit(ask) for _ in range(4)]
+        wait_for(lambda: sums()["in_flight"] >= 4)
+        for pid in ready_workers(server):
+            os.kill(pid, signal.SIGKILL)
+        for job in jobs:
+            job.result()
+    wait_for(lambda: len(ready_workers(server)) == 2)
+    wait_for(meet)
+    assert sums()["lost_total"] >= before + 1
 
 
 def test_a_reload_and_the_watcher_reach_every_worker(server: ServerProcess, folder: Path) -> None:
