@@ -7,7 +7,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PlainValidator,
     ValidationInfo,
     field_validator,
@@ -56,7 +55,8 @@ def _check_page(value: object) -> Page:
 
 
 PAGE = "Which plane of a file that holds several, from 0. With `channel` it counts the planes of that channel."
-AnyPage = Annotated[Page, PlainValidator(_check_page, json_schema_input_type=NonNegativeInt | Literal["all"])]
+PlaneNumber = Annotated[int, Field(ge=0, le=INT32_MAX)]
+AnyPage = Annotated[Page, PlainValidator(_check_page, json_schema_input_type=PlaneNumber | Literal["all"])]
 
 
 class SegmentQuery(ImageQuery):

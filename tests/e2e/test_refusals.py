@@ -82,7 +82,7 @@ QUERIES = {
     "min_area_px=-1": "-1",
     "min_area_px=1e30": "1e30",
     "min_area_px=99999999999999999999": "99999999999999999999",
-    "output=outline": "'mask', 'probability', 'labels', 'overlay', 'geojson', 'rois', 'table' or 'all'",
+    "output=outline": "'mask', 'probability', 'labels', 'overlay', 'geojson', 'rois', 'table', 'all' or 'view'",
     "output=": "'mask'",
     "page=-1": "-1",
     "threshold=0.2&threshold=0.3": "threshold: given more than once",
