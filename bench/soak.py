@@ -8,7 +8,7 @@ or something is left over.
 
     python -m bench.soak --minutes 30
     python -m bench.soak --minutes 480
-    python -m bench.soak --minutes 5 --leak-bytes 2000   the same with a service that leaks on purpose: must end with 1
+    python -m bench.soak --minutes 5 --leak-bytes 20000   the same with a service that leaks on purpose: must end with 1
 """
 
 import argparse
@@ -38,7 +38,7 @@ import sys
 from app.service import Service
 honest, kept = Service.segment, []
 async def segment(self, *arguments):
-    kept.append(bytearray({leak_bytes}))
+    kept.append(bytes([165]) * {leak_bytes})
     return await honest(self, *arguments)
 Service.segment = segment
 from app.__main__ import main
@@ -136,12 +136,6 @@ class Soak:
             self.memory.append((time.monotonic() - began_at, resident_mib(self.server.process.pid)))
             await asyncio.sleep(1)
 
-    def slope_mb_per_min(self) -> float:
-        """Of a line through the second half of the memory's samples."""
-        half = self.memory[len(self.memory) // 2 :]
-        seconds, mib = np.array(half).T
-        return float(np.polyfit(seconds / 60, mib * 1024**2 / 1e6, 1)[0])
-
     async def run(self, minutes: float, load: float) -> None:
         """Measure, then load."""
         limits = httpx.Limits(max_connections=CLIENTS_AT_ONCE, max_keepalive_connections=CLIENTS_AT_ONCE)
@@ -155,6 +149,12 @@ class Soak:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+
+
+def slope_mb_per_min(memory: list[tuple[float, float]]) -> float:
+    """Of a line through the second half of samples of (seconds, MiB)."""
+    seconds, mib = np.array(memory[len(memory) // 2 :]).T
+    return float(np.polyfit(seconds / 60, mib * 1024**2 / 1e6, 1)[0])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         with soak.server:
             asyncio.run(soak.run(options.minutes, options.load))
             check_at_rest(soak.server)
-    slope = soak.slope_mb_per_min()
+    slope = slope_mb_per_min(soak.memory)
     print(f"outcomes: {dict(soak.outcomes.most_common())}; {soak.reloads} times other weights")
     step = max(len(soak.memory) // 10, 1)
     print("memory, MiB: " + ", ".join(f"{mib:.0f}" for _, mib in soak.memory[::step]))
