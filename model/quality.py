@@ -39,6 +39,7 @@ UNSURE_SHARE = 0.7
 # it; and how far its colours are from grey.
 PROFILE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 PROFILE_IMAGES = 64
+LEAST_LIMIT = 0.02  # images all alike do not make others strange
 PROFILE_KEY = "intensity"  # in a card
 
 
@@ -173,10 +174,10 @@ def make_profile(described: Iterable[npt.NDArray[np.float64]]) -> dict[str, Any]
         return None
     chosen = _spread(rows, PROFILE_IMAGES)
     distances = [
-        min(float(np.abs(rows[index] - rows[other]).max()) for other in chosen if other != index)
+        min((float(np.abs(rows[index] - rows[other]).max()) for other in chosen if other != index), default=0.0)
         for index in range(len(rows))
     ]
-    limit = float(np.quantile(distances, 0.99))
+    limit = max(float(np.quantile(distances, 0.99)), LEAST_LIMIT)
     return {"quantiles": np.round(rows[chosen], 4).tolist(), "limit": round(limit, 4)}
 
 
@@ -194,7 +195,7 @@ def _spread(rows: npt.NDArray[np.float64], count: int) -> Sequence[int]:
     """Indices of rows that are far from each other: each time the one farthest from those chosen."""
     chosen = [0]
     nearest = np.abs(rows - rows[0]).max(axis=1)
-    while len(chosen) < min(count, len(rows)):
+    while len(chosen) < min(count, len(rows)) and nearest.max() > 0:
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, np.abs(rows - rows[chosen[-1]]).max(axis=1))
     return chosen

@@ -125,6 +125,13 @@ def test_a_card_that_holds_no_profile_flags_nothing(profile: Any) -> None:
     assert "unusual_intensity" not in assess_image(draw_cells(60, 80), profile)
 
 
+def test_training_images_that_are_all_alike_make_a_profile_too() -> None:
+    profile = make_profile([describe_intensity(draw_cells(60, 80))] * 5)
+    assert profile is not None
+    assert len(profile["quantiles"]) == 1
+    assert "unusual_intensity" not in assess_image(draw_cells(60, 80), profile)
+
+
 def test_too_few_images_make_no_profile() -> None:
     assert make_profile([describe_intensity(draw_cells(60, 80))]) is None
 
