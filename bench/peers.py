@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -68,12 +68,13 @@ SERVERS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """What wrk saw."""
+    """What wrk saw, and what a request took of the processor in all processes of the server, in ms."""
 
     per_s: float
     p50_ms: float
     p99_ms: float
     failed: int
+    cpu_ms: float = float("nan")
 
 
 def main() -> int:
@@ -116,13 +117,13 @@ def main() -> int:
                     load(server, port, folder, clients=n, seconds=options.seconds) for n in options.clients
                 ]
                 print(server.name, *results[server.name], file=sys.stderr, flush=True)
+        loop = None if options.costless else run_loop(folder, options)
     what = "a model that costs nothing"
     if not options.costless:
         what = f"{options.weights.stem}, width {read_checkpoint(options.weights).config.architecture.width}"
-        loop = None if options.costless else run_loop(folder, options)
     lines = table(results, options.clients)
     if loop is not None:
-        cells = [f"{loop:.2f} | |", *["| |"] * (len(options.clients) - 1)]
+        cells = [f"{loop:.2f} | | |", *["| | |"] * (len(options.clients) - 1)]
         lines.append(f"| the tutorial's loop, files to files, without HTTP | {' '.join(cells)} |")
     title = f"{what}; one grey PNG of {options.side} x {options.side} px, {len(image):,} bytes"
     section = "peers-costless" if options.costless else "peers"
@@ -136,17 +137,19 @@ def main() -> int:
 
 def table(results: dict[str, list[Cell]], clients: list[int]) -> list[str]:
     """A Markdown table: requests a second and waits, and Maskwell over the best of the others."""
+    heads = [f"{n} client{'s' * (n > 1)}: /s | p50, p99 ms | processor ms" for n in clients]
     lines = [
-        "| server | " + " | ".join(f"{n} client{'s' * (n > 1)}: /s | p50, p99 ms" for n in clients) + " | failed |",
-        "|---" * (2 * len(clients) + 2) + "|",
+        f"| server | {' | '.join(heads)} | failed |",
+        +" | ".join(f"{n} client{'s' * (n > 1)}: /s | p50, p99 ms | processor ms" for n in clients) + " | failed |",
+        "|---" * (3 * len(clients) + 2) + "|",
     ]
     for name, cells in results.items():
-        parts = [f"{cell.per_s:.2f} | {cell.p50_ms:.0f}, {cell.p99_ms:.0f}" for cell in cells]
+        parts = [f"{cell.per_s:.2f} | {cell.p50_ms:.0f}, {cell.p99_ms:.0f} | {cell.cpu_ms:.1f}" for cell in cells]
         lines.append(f"| {name} | {' | '.join(parts)} | {sum(cell.failed for cell in cells)} |")
     others = [cells for name, cells in results.items() if name != MASKWELL.name]
     if MASKWELL.name in results and others:
         ours = results[MASKWELL.name]
-        ratios = [f"{ours[i].per_s / max(c[i].per_s for c in others):.2f} |" for i in range(len(clients))]
+        ratios = [f"{ours[i].per_s / max(c[i].per_s for c in others):.2f} | |" for i in range(len(clients))]
         lines.append(f"| **Maskwell over the best peer** | {' | '.join(ratios)} | |")
     return lines
 
@@ -280,13 +283,35 @@ def load(server: Server, port: int, folder: Path, *, clients: int, seconds: floa
     if not script.exists():
         script.write_text(lua(folder / "image.png", raw=server.raw))
     command = ["wrk", "-t1", f"-c{clients}", f"-d{max(round(seconds), 1)}s", "--latency", "--timeout", "120s"]
-    done = subprocess.run(
-        [*command, "-s", str(script), f"http://127.0.0.1:{port}{server.path}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return parse(done.stdout)
+    command += ["-s", str(script), f"http://127.0.0.1:{port}{server.path}"]
+    before = cpu_s(os.getpid())
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    spent_s = cpu_s(os.getpid()) - before
+    found = re.search(r"(\d+) requests in", output)
+    answered = int(found[1]) if found else 0
+    return replace(parse(output), cpu_ms=spent_s / answered * 1000 if answered else float("nan"))
+
+
+def cpu_s(ancestor: int) -> float:
+    """Seconds of the processor that all living descendants of a process have taken."""
+    times, parents = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:  # it has ended
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            times[int(entry.name)] = int(fields[11]) + int(fields[12])
+
+    def descends(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == ancestor:
+                return True
+        return False
+
+    return sum(ticks for pid, ticks in times.items() if descends(pid)) / os.sysconf("SC_CLK_TCK")
 
 
 def lua(image: Path, *, raw: bool) -> str:
