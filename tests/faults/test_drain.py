@@ -22,7 +22,7 @@ def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
 
 def drain(weights: Path, log: Path) -> int:
     """One life; how many requests were answered."""
-    with ServerProcess(weights, log, {"drain_grace_s": 3, "idle_deadline_s": 300}) as server:
+    with ServerProcess(weights, log, {"drain_grace_s": 8, "idle_deadline_s": 300}) as server:
         small, large = to_png(draw_cells(200, 300)), to_png(draw_cells(2000, 2000))
         leaving = threading.Event()
 
