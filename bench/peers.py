@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "maskwell-peers")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end with it
     if shutil.which("wrk") is None:
         print("error: wrk is not installed (Debian: apt install wrk)", file=sys.stderr)
         return 2
