@@ -343,10 +343,12 @@ def test_two_images_that_would_share_a_result_are_refused(
 def test_an_interrupted_run_goes_on_without_doing_anything_twice(server: ServerProcess, tmp_path: Path) -> None:
     make_images(tmp_path / "in", 200)
     command = [sys.executable, "-m", "client", "segment", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen([*command, "--url", server.url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # one image at a time, or all may be done before the signal comes
+    one_by_one = [*command, "--url", server.url, "--jobs", "1"]
+    process = subprocess.Popen(one_by_one, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while len(results(tmp_path / "out")) < 20 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    while sum(1 for _ in (tmp_path / "out").rglob("*_mask.png")) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(2)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said

@@ -22,7 +22,7 @@ def test_settings_come_from_the_environment_and_cannot_be_changed(monkeypatch: p
 
 
 def test_an_empty_variable_is_as_if_it_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("KEYS", "ADMIN_KEY", "LOG_FORMAT", "PORT"):
+    for name in ("KEYS", "ADMIN_KEY", "LOG_FORMAT", "PORT", "CACHE_DIR"):
         monkeypatch.setenv(f"MASKWELL_{name}", "")
     assert Settings() == Settings.model_construct()
 
