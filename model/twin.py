@@ -60,6 +60,7 @@ class TwinReport(BaseModel):
         n_images: images that both networks were compared on.
         dice_fp32, dice_int8: mean Dice of the masks against the truth.
         agreement: part of all pixels in which both masks agree.
+        ap_fp32, ap_int8: of the cells, counts pooled, mean over IoU 0.5 to 0.9; None where the truth has no cells.
         kept_float: convolutions that are not rounded, by name.
         tool: what chose the ranges, with its version.
     """
@@ -71,6 +72,8 @@ class TwinReport(BaseModel):
     dice_fp32: float = Field(ge=0, le=1)
     dice_int8: float = Field(ge=0, le=1)
     agreement: float = Field(ge=0, le=1)
+    ap_fp32: float | None = Field(None, ge=0, le=1)
+    ap_int8: float | None = Field(None, ge=0, le=1)
     kept_float: tuple[Name, ...] = Field(max_length=100)
     tool: str = Field(max_length=100)
 

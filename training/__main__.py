@@ -160,6 +160,14 @@ def _quantise(options: argparse.Namespace) -> int:
     return 0
 
 
+def _average(options: argparse.Namespace) -> int:
+    from training.average import average
+
+    version = average(options.weights, to=options.to)
+    print(f"{options.to}: version {version[:12]}; tune it before it is used")
+    return 0
+
+
 def _tune(options: argparse.Namespace) -> int:
     from training.data import find_pairs
     from training.tune import tune
@@ -267,6 +275,11 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--tolerance", type=float, default=0.0, help="Dice that it may be worse by")
     publish.add_argument("--no-int8", dest="int8", action="store_false", help="make no int8 twin for serving on a CPU")
     _add_common(publish)
+
+    average = commands.add_parser("average", help="the mean of weights that were trained from the same ones")
+    average.set_defaults(run=_average)
+    average.add_argument("weights", type=Path, nargs="+")
+    average.add_argument("--to", type=Path, required=True, help="where the mean goes")
 
     tune = commands.add_parser("tune", help="choose threshold and parting of cells anew, for other images")
     tune.set_defaults(run=_tune)

@@ -10,14 +10,14 @@ import training.quantise
 from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
 from model.errors import WeightsError
 from model.segmenter import load_segmenter
-from model.twin import read_twin, twin_path
+from model.twin import TwinReport, read_twin, twin_path
 from tests.e2e.kit import draw_cells, write_weights
 from training.__main__ import main
 from training.data import find_pairs
 from training.dataset import image_digest
 from training.errors import DataError, RefusedError
 from training.publish import publish
-from training.quantise import quantise, split_for_twin
+from training.quantise import _is_good, quantise, split_for_twin
 
 
 def write_sure(path: Path, **architecture: object) -> Path:
@@ -134,3 +134,15 @@ def test_weights_that_cannot_be_read_get_no_twin(cells: Path, tmp_path: Path) ->
     with pytest.raises(WeightsError):
         quantise(bad, find_pairs(cells), quiet=True)
     assert not twin_path(bad).exists()
+
+
+def test_a_twin_that_parts_cells_worse_is_not_good_enough() -> None:
+    report = TwinReport(
+        n_calibration=1, n_images=1, dice_fp32=0.9, dice_int8=0.9, agreement=1.0, kept_float=(), tool="by hand",
+        ap_fp32=0.55, ap_int8=0.549,
+    )  # fmt: skip
+    assert _is_good(report)
+    assert not _is_good(report.model_copy(update={"ap_int8": 0.545}))
+    assert _is_good(report.model_copy(update={"ap_fp32": None, "ap_int8": None}))
+    assert not _is_good(report.model_copy(update={"dice_int8": 0.89}))
+    assert not _is_good(report.model_copy(update={"agreement": 0.99}))

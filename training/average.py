@@ -1,0 +1,49 @@
+"""Average the weights of runs that began from the same ones: often better than each of them, and as quick as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from training.errors import TrainingError
+
+
+def average(weights: Sequence[Path], *, to: Path) -> str:
+    """Write the mean of several checkpoints; threshold and what else is in the config come from the last.
+
+    Args:
+        weights: two or more checkpoints of one architecture, one of which the others were trained from, or that were
+            all trained from the same one. Those of runs with nothing in common give nonsense.
+        to: where the checkpoint goes, its convolutions as float16; replaced in one step.
+
+    Returns:
+        The version of the new file.
+
+    Raises:
+        TrainingError: fewer than two, or networks that differ.
+        WeightsError: a file cannot be used.
+
+    Source: Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482.
+    """
+    if len(weights) < 2:
+        raise TrainingError(f"{len(weights)} weights to average; two or more are needed")
+    checkpoints = [read_checkpoint(path) for path in weights]
+    last = checkpoints[-1]
+    for path, checkpoint in zip(weights, checkpoints, strict=True):
+        if _network(checkpoint) != _network(last):
+            raise TrainingError(f"{path} is of another network than {weights[-1]}, or sees images otherwise")
+    state = {}
+    for name, value in last.state.items():
+        if value.is_floating_point():
+            value = torch.stack([checkpoint.state[name] for checkpoint in checkpoints]).mean(dim=0)
+        state[name] = value
+    seen = {digest for checkpoint in checkpoints for digest in checkpoint.card.get("seen", ())}
+    card = {**last.card, "average_of": [checkpoint.version for checkpoint in checkpoints], "seen": sorted(seen)}
+    card.pop("scores", None)  # they are the last one's own
+    return write_checkpoint(to, state, last.config, card, half=True)
+
+
+def _network(checkpoint: Checkpoint) -> tuple[object, ...]:
+    config = checkpoint.config
+    return config.architecture, config.outputs, config.normalisation, config.activation
