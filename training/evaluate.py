@@ -175,6 +175,19 @@ def evaluate(
         DataError: a pair cannot be read.
     """
     answers = answer_images(segmenter, pairs, quiet=quiet)
+    return score_answers(segmenter, answers, threshold=threshold, tune=tune, cells=cells, regions=regions)
+
+
+def score_answers(
+    segmenter: Segmenter,
+    answers: Sequence[Answer],
+    *,
+    threshold: float | None = None,
+    tune: bool = False,
+    cells: bool = True,
+    regions: bool = False,
+) -> Scores:
+    """Score what a network said, read as the segmenter's config says; arguments as in evaluate."""
     curve = dice_by_threshold(answers)
     chosen = segmenter.config.threshold if threshold is None else threshold
     if tune:

@@ -1,7 +1,7 @@
 """Choose anew, on images with truth, what turns the maps into masks and cells; the network stays as it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from training.evaluate import (
     answer_images,
     best_threshold,
     dice_by_threshold,
+    score_answers,
     true_regions,
 )
 
@@ -66,8 +67,8 @@ def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto"
         WeightsError: the weights cannot be used.
     """
     checkpoint = read_checkpoint(weights)
-    segmenter = Segmenter(checkpoint, make_runtime(checkpoint, device=device, precision="fp32"))
-    answers = answer_images(segmenter, pairs, quiet=quiet)
+    runtime = make_runtime(checkpoint, device=device, precision="fp32")
+    answers = answer_images(Segmenter(checkpoint, runtime), pairs, quiet=quiet)
     curve = dice_by_threshold(answers)
     threshold = best_threshold(curve)
     config = checkpoint.config.model_copy(update={"threshold": threshold})
@@ -86,8 +87,9 @@ def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto"
         "cells": round(after, 5),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    half = _is_half(checkpoint.state)
-    version = write_checkpoint(to, checkpoint.state, config, {**checkpoint.card, "tuned": tuned}, half=half)
+    scores = score_answers(Segmenter(replace(checkpoint, config=config), runtime), answers, regions=True)
+    card = {**checkpoint.card, "scores": {"validation": scores.summary()}, "tuned": tuned}
+    version = write_checkpoint(to, checkpoint.state, config, card, half=_is_half(checkpoint.state))
     return Tuning(version, config, before, after, curve[threshold])
 
 

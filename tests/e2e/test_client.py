@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -345,11 +346,17 @@ def test_an_interrupted_run_goes_on_without_doing_anything_twice(server: ServerP
     command = [sys.executable, "-m", "client", "segment", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     # one image at a time, or all may be done before the signal comes
     one_by_one = [*command, "--url", server.url, "--jobs", "1"]
-    process = subprocess.Popen(one_by_one, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        one_by_one,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 120
     while sum(1 for _ in (tmp_path / "out").rglob("*_mask.png")) < 20 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said

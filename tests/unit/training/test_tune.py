@@ -58,6 +58,8 @@ def test_threshold_and_cores_are_chosen_and_the_network_stays(
     assert "-> 1.0000" in capsys.readouterr().out  # all four cells apart
     assert after.card["data"] == "by hand"
     assert after.card["tuned"]["images"] == ["a"]
+    assert after.card["scores"]["validation"]["threshold"] == after.config.threshold
+    assert after.card["scores"]["validation"]["n_images"] == 1
     for name, value in before.state.items():
         assert torch.equal(value, after.state[name])
 
