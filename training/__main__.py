@@ -41,9 +41,7 @@ def _fit(options: argparse.Namespace) -> int:
         if field.name != "name" and getattr(options, field.name) is not None
     }
     recipe = make_recipe(options.recipe, overrides)
-    pairs = find_pairs(options.data)
-    if options.only is not None:
-        pairs = _choose(pairs, options.only)
+    pairs = _choose(find_pairs(options.data), options.only)
     if options.val_data is not None:
         train, validation = pairs, find_pairs(options.val_data)
     else:
@@ -82,9 +80,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise TrainingError(f"threshold {options.threshold}; allowed is 0 to 1")
-    pairs = find_pairs(options.data)
-    if options.only is not None:
-        pairs = _choose(pairs, options.only)
+    pairs = _choose(find_pairs(options.data), options.only)
     segmenter = load_segmenter(options.weights, device=options.device, precision=options.precision)
     cache = PairCache(pairs, quiet=options.quiet)
     scores = evaluate(segmenter, cache, threshold=options.threshold, regions=True, quiet=options.quiet)
@@ -172,9 +168,7 @@ def _tune(options: argparse.Namespace) -> int:
     from training.data import find_pairs
     from training.tune import tune
 
-    pairs = find_pairs(options.data)
-    if options.only is not None:
-        pairs = _choose(pairs, options.only)
+    pairs = _choose(find_pairs(options.data), options.only)
     found = tune(options.weights, pairs, to=options.to, device=options.device, quiet=options.quiet)
     config = found.config
     print(f"threshold {config.threshold:.2f}  Dice {found.dice:.4f}")
@@ -202,8 +196,10 @@ def _synthesize(options: argparse.Namespace) -> int:
     return 0
 
 
-def _choose(pairs: "list[Pair]", path: Path) -> "list[Pair]":
-    """The pairs that a file names."""
+def _choose(pairs: "list[Pair]", path: Path | None) -> "list[Pair]":
+    """The pairs that a file names; all of them without one."""
+    if path is None:
+        return pairs
     names = set(_read_names(path))
     missing = sorted(names - {pair.name for pair in pairs})
     if missing or not names:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from model.metrics import average_precision, dice, grow_regions, iou, score_cells, score_regions
+from model.metrics import Counts, average_precision, dice, grow_regions, iou, score_cells, score_regions
 from model.postprocess import Maps, threshold_mask
 from model.segmenter import Segmentation, Segmenter
 from model.types import Labels
@@ -266,6 +266,16 @@ def _score_regions(answers: Sequence[Answer], chosen: float) -> RegionSummary | 
     v_rand, v_info, error = by_threshold[chosen]
     rands, infos, errors = zip(*by_threshold.values(), strict=True)
     return RegionSummary(v_rand, max(rands), v_info, max(infos), error, min(errors))
+
+
+def pooled_mean_ap(counts: Sequence[Mapping[float, Counts]]) -> float:
+    """Mean over AP_THRESHOLDS of the AP whose counts are pooled over images.
+
+    Args:
+        counts: of each image, at least one: IoU threshold to (tp, fp, fn), as score_cells gives them.
+    """
+    pooled = np.sum([[image[value] for value in AP_THRESHOLDS] for image in counts], axis=0).tolist()
+    return float(np.mean([average_precision((tp, fp, fn)) for tp, fp, fn in pooled]))
 
 
 def true_regions(answer: Answer) -> Labels:

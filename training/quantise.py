@@ -20,7 +20,7 @@ import openvino as ov
 from tqdm import tqdm
 
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
-from model.metrics import Counts, average_precision, dice, score_cells
+from model.metrics import Counts, dice, score_cells
 from model.openvino_runtime import OpenVinoRuntime, build_graph, probe, quantise_graph, state_arrays
 from model.preprocess import preprocess
 from model.segmenter import Segmentation, Segmenter
@@ -30,7 +30,7 @@ from model.types import Batch, Labels
 from training.data import Pair
 from training.dataset import image_digest
 from training.errors import DataError, RefusedError
-from training.evaluate import AP_THRESHOLDS
+from training.evaluate import AP_THRESHOLDS, pooled_mean_ap
 
 # What rounding may cost.
 MAX_DICE_DROP = 0.002
@@ -164,24 +164,25 @@ class _Reference:
         self._pairs = pairs
         self._masks = []
         self._dice = []
-        self._cells = _CellCounts()
+        self._cells: list[dict[float, Counts]] = []
         for pair in tqdm(pairs, desc="float32", unit="image", disable=quiet or None, leave=False):
             image, labels = pair.read()
             answer = segmenter.segment(image)
             mask = answer.mask()
             self._masks.append(np.packbits(mask))
             self._dice.append(dice(labels > 0, mask))
-            self._cells.add(pair, labels, answer)
+            self._cells += _count_cells(pair, labels, answer)
 
     def compare(self, twin: Twin, *, quiet: bool) -> TwinReport:
         segmenter = Segmenter(self._checkpoint, OpenVinoRuntime(self._checkpoint, twin=twin))
-        scores, same, pixels, cells = [], 0, 0, _CellCounts()
+        scores, same, pixels = [], 0, 0
+        cells: list[dict[float, Counts]] = []
         bar = tqdm(self._pairs, desc="int8", unit="image", disable=quiet or None, leave=False)
         for pair, packed in zip(bar, self._masks, strict=True):
             image, labels = pair.read()
             answer = segmenter.segment(image)
             mask = answer.mask()
-            cells.add(pair, labels, answer)
+            cells += _count_cells(pair, labels, answer)
             expected = np.unpackbits(packed, count=mask.size).reshape(mask.shape)
             scores.append(dice(labels > 0, mask))
             same += int((mask == expected).sum())
@@ -192,29 +193,15 @@ class _Reference:
                 "dice_fp32": float(np.mean(self._dice)),
                 "dice_int8": float(np.mean(scores)),
                 "agreement": same / pixels,
-                "ap_fp32": self._cells.mean_ap(),
-                "ap_int8": cells.mean_ap(),
+                "ap_fp32": pooled_mean_ap(self._cells) if self._cells else None,
+                "ap_int8": pooled_mean_ap(cells) if cells else None,
             }
         )
 
 
-class _CellCounts:
-    """Cells found and missed on images whose truth has cells, pooled."""
-
-    def __init__(self) -> None:
-        self._counts: list[list[Counts]] = []
-
-    def add(self, pair: Pair, labels: Labels, answer: Segmentation) -> None:
-        if pair.kind != "mask":
-            counts = score_cells(labels, answer.labels(), AP_THRESHOLDS).counts
-            self._counts.append([counts[value] for value in AP_THRESHOLDS])
-
-    def mean_ap(self) -> float | None:
-        """Mean of the AP at AP_THRESHOLDS; None where no truth has cells."""
-        if not self._counts:
-            return None
-        pooled = np.sum(self._counts, axis=0).tolist()
-        return float(np.mean([average_precision((tp, fp, fn)) for tp, fp, fn in pooled]))
+def _count_cells(pair: Pair, labels: Labels, answer: Segmentation) -> list[dict[float, Counts]]:
+    """Cells found and missed; nothing where the truth has none of their own."""
+    return [] if pair.kind == "mask" else [score_cells(labels, answer.labels(), AP_THRESHOLDS).counts]
 
 
 def _draw_tiles(config: ModelConfig, pairs: Sequence[Pair], *, quiet: bool) -> list[Batch]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import ModelConfig, read_checkpoint, write_checkpoint
-from model.metrics import average_precision, grow_labels, score_cells, score_regions
+from model.metrics import grow_labels, score_cells, score_regions
 from model.postprocess import Cores, label_cells
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
@@ -22,6 +22,7 @@ from training.evaluate import (
     answer_images,
     best_threshold,
     dice_by_threshold,
+    pooled_mean_ap,
     score_answers,
     true_regions,
 )
@@ -100,11 +101,9 @@ def _candidates(config: ModelConfig) -> list[Cores]:
 
 def _score_cells(answers: Sequence[Answer], config: ModelConfig, cores: Cores) -> float:
     """Mean over AP_THRESHOLDS of the AP with pooled counts."""
-    counts = np.zeros((len(AP_THRESHOLDS), 3), dtype=np.int64)
-    for answer in answers:
-        found = score_cells(answer.labels, _label(answer, config, cores), AP_THRESHOLDS).counts
-        counts += [found[value] for value in AP_THRESHOLDS]
-    return float(np.mean([average_precision((tp, fp, fn)) for tp, fp, fn in counts.tolist()]))
+    return pooled_mean_ap(
+        [score_cells(answer.labels, _label(answer, config, cores), AP_THRESHOLDS).counts for answer in answers]
+    )
 
 
 def _score_regions(answers: Sequence[Answer], config: ModelConfig, cores: Cores) -> float:
