@@ -44,6 +44,8 @@ class Augmenter:
         generator = np.random.default_rng(seed)
         if len(planes) > 1 and generator.random() < recipe.recolour_prob:
             planes = _recolour(planes, generator)
+        if generator.random() < recipe.invert_prob:
+            planes = _invert(planes)
         if recipe.crop_px and generator.random() < recipe.alone_prob:
             planes, labels = _take_alone(planes, labels, recipe.crop_px, generator)
             planes, labels = _crop(planes, labels, recipe.crop_px, generator)
@@ -159,6 +161,11 @@ def _recolour(planes: Planes, generator: np.random.Generator) -> Planes:
     gains = generator.random(len(planes)) ** 2
     coloured: Planes = planes * (gains / gains.max()).astype(np.float32)[:, None, None]
     return coloured
+
+
+def _invert(planes: Planes) -> Planes:
+    """Dark and bright exchanged. Of the whole picture, so that its scale is that of a picture which came so."""
+    return preprocess(-planes.transpose(1, 2, 0), n_channels=len(planes), normalisation="percentile")
 
 
 def _tint(planes: Planes, largest: float, generator: np.random.Generator) -> Planes:

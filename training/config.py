@@ -34,6 +34,7 @@ _ALLOWED: dict[str, tuple[float, float]] = {
     "intensity_prob": (0, 1),
     "tint": (0, 1),
     "recolour_prob": (0, 1),
+    "invert_prob": (0, 1),
     "gamma": (1, 10),
     "brightness": (0, 1),
     "noise_std": (0, 1),
@@ -83,6 +84,7 @@ class Recipe:
         tint: largest relative change of one colour channel against the others; nothing to a network of one channel.
         recolour_prob: of showing a grey picture of dark ground in one colour, and one in colour as grey; nothing to a
             network of one channel.
+        invert_prob: of showing a picture with dark and bright exchanged, as an inverted colour table does.
         gamma: largest exponent of contrast, and its inverse the smallest.
         brightness: largest relative change and shift of intensity.
         noise_std: largest standard deviation of Gaussian noise, as a fraction of the 1..99.8 percentile range.
@@ -127,6 +129,7 @@ class Recipe:
     intensity_prob: float = 0.3
     tint: float = 0.2
     recolour_prob: float = 0.15
+    invert_prob: float = 0.08
     gamma: float = 1.5
     brightness: float = 0.2
     noise_std: float = 0.08
@@ -180,6 +183,7 @@ CLASSIC = Recipe(
     warp_prob=0.0,
     intensity_prob=0.0,
     recolour_prob=0.0,
+    invert_prob=0.0,
 )
 
 # Tissue in electron microscopy, parted by membranes: one output, the cells' insides; strong elastic deformation, and
@@ -192,6 +196,7 @@ MEMBRANES = Recipe(
     min_area_px=0,
     balance=False,
     alone_prob=0.0,
+    invert_prob=0.0,
     warp_prob=0.9,
     zoom=1.2,
     stretch=1.2,

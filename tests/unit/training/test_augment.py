@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from model.preprocess import preprocess
 from training.augment import Augmenter
 from training.config import CLASSIC, Recipe
 
@@ -125,6 +126,22 @@ def test_grey_on_dark_ground_is_shown_in_a_colour_and_colour_in_grey(tiny_recipe
 
     bright_field = 1 - np.repeat(planes, 3, axis=0)
     assert np.array_equal(Augmenter(recipe)(bright_field, labels, seed=1)[0], bright_field)
+
+
+def test_an_inverted_picture_is_what_inverting_its_file_gives(tiny_recipe: Recipe) -> None:
+    recipe = replace(
+        tiny_recipe, crop_px=0, batch_size=1, warp_prob=0.0, flip_prob=0.0, intensity_prob=0.0, recolour_prob=0.0,
+        invert_prob=1.0,
+    )  # fmt: skip
+    image = np.random.default_rng(0).integers(20, 180, (60, 70, 3), dtype=np.uint8)
+    labels = np.zeros((60, 70), np.int32)
+    labels[20:40, 20:40] = 1
+    image[labels > 0] += 50
+    planes = preprocess(image, n_channels=3, normalisation="percentile")
+    inverted, same = Augmenter(recipe)(planes, labels, seed=0)
+    assert np.array_equal(same, labels)
+    expected = preprocess(255 - image, n_channels=3, normalisation="percentile")
+    np.testing.assert_allclose(inverted, expected, atol=1e-5)
 
 
 def test_a_part_taken_alone_has_a_scale_of_its_own_and_often_no_cell(tiny_recipe: Recipe) -> None:
