@@ -1,12 +1,14 @@
 """Who may come in: the key, the rate, and what the body says of its length; in plain ASGI, before a body is read."""
 
+from pathlib import Path
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import KeyMissingError, RequestError, UploadTooLargeError, problem_response
 from app.keys import Key, KeyRing
 from app.notes import current_notes
-from app.rates import RateLimit, to_client
+from app.rates import REQUESTS, RateLimit, to_client
 from app.settings import Settings
 
 # Without a key: the probes, for orchestrators have none; the page and the documentation, which show what the source
@@ -20,14 +22,21 @@ KEY_IN_SCOPE = "maskwell.key"
 
 
 class Doors:
-    """Pure ASGI middleware; give it to `FastAPI.add_middleware`. The request's context is around it, CORS too."""
+    """Pure ASGI middleware; give it to `FastAPI.add_middleware`. The request's context is around it, CORS too.
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, settings: Settings) -> None:
+    Args:
+        app: what is behind the doors.
+        keys: of the service.
+        settings: of the service.
+        shared: folder of what all workers share; None where there is one.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, settings: Settings, shared: Path | None = None) -> None:
         self._app = app
         self._keys = keys
         self._max_upload_bytes = settings.max_upload_bytes
         self._open_paths = OPEN_PATHS | ({METRICS_PATH} if settings.metrics == "open" else set())
-        self._rate = RateLimit("requests", settings.max_client_requests_per_min)
+        self._rate = RateLimit(REQUESTS, settings.max_client_requests_per_min, shared)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

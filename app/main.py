@@ -89,7 +89,7 @@ def create_app(settings: Settings | None = None, peers: Peers | None = None) -> 
     app.state.service = service
     app.state.page = page.read_page(docs=service.settings.docs)
     # The last one that is added is the first to see a request.
-    app.add_middleware(Doors, keys=service.keys, settings=service.settings)
+    app.add_middleware(Doors, keys=service.keys, settings=service.settings, shared=peers.folder if peers else None)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -7,8 +7,9 @@ Every request ends in one of three ways, so at any moment
 holds exactly. Scrapes of /metrics are not counted: at rest nothing is in flight, and the first three add up.
 
 Several worker processes share the work by the library's own multiprocess mode: where PROMETHEUS_MULTIPROC_DIR names a
-folder when the process starts, each writes its numbers into files there, and any of them shows the sum over all. Counts
-of a process that died stay; what it had in flight is then counted as lost (`bury`), so that the sums still meet.
+folder when the process starts, each writes its numbers into files there, and any of them shows the sum over all. A
+worker goes on with the files of the one that it replaces (`count_as`), so there are never more than there are workers;
+what a dead one had in flight is counted as lost (`bury`), so that the sums still meet.
 """
 
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
@@ -190,15 +191,20 @@ class Metrics:
         return Histogram(f"maskwell_{name}", help_text, labels, buckets=buckets, registry=self._registry)
 
 
-def bury(folder: Path, pid: int) -> None:
+def count_as(slot: int) -> None:
+    """Name this process's files by a number that its successor will have too; to be called before there are Metrics."""
+    values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+
+
+def bury(folder: Path, slot: int) -> None:
     """A worker process is dead: forget its gauges, and count as lost the requests that it still owed an answer.
 
     Args:
         folder: that PROMETHEUS_MULTIPROC_DIR names.
-        pid: of the dead process. Its counts stay; to be called again for it does no harm.
+        slot: of the dead process. Its counts stay; to be called again for it does no harm.
     """
-    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
-    path = folder / f"counter_{pid}.db"
+    mark_process_dead(slot, str(folder))  # type: ignore[no-untyped-call]
+    path = folder / f"counter_{slot}.db"
     if not path.exists():
         return
     sums: dict[str, float] = {}

@@ -13,7 +13,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.doors import METRICS_PATH
-from app.errors import INTERNAL, DrainingError, UploadTimeoutError, UploadTooLargeError, find_answer, problem_response
+from app.errors import (
+    INTERNAL,
+    DrainingError,
+    RequestError,
+    UploadTimeoutError,
+    UploadTooLargeError,
+    find_answer,
+    problem_response,
+)
 from app.lifecycle import Lifecycle
 from app.logs import FIELDS
 from app.metrics import Metrics
@@ -28,6 +36,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what others use as ids;
 # rest of a refused body is read and dropped, for this long in all and this long without news.
 LINGER_S = 10.0
 LINGER_IDLE_S = 2.0
+# In a request's scope: why the rest of its body will never come. The protocol puts it there.
+DAMAGE = "maskwell.damage"
 # On every answer that does not say otherwise: the pages have a policy of their own. What an answer says of a user's
 # picture, or of the service, is in no cache.
 SECURITY_HEADERS = (
@@ -126,6 +136,7 @@ class _Exchange:
         self.status: int | None = None
         self.gone = False
         self._ended = False
+        self._arrived = scope  # the copy above does not see what the protocol adds to it
         self._receive, self._send = receive, send
         self._lifecycle = lifecycle
         self._settings = settings
@@ -138,6 +149,9 @@ class _Exchange:
 
     async def receive(self) -> Message:
         message = await (self._receive() if self._body_complete else self._receive_in_time())
+        damage: RequestError | None = self._arrived.get(DAMAGE)
+        if damage is not None and not self._body_complete:
+            raise damage
         self._note(message)
         max_bytes = self._settings.max_upload_bytes
         if self._received_bytes > max_bytes:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 BEAT_S = 1.0
@@ -98,9 +99,11 @@ class Peers:
 
     Args:
         link: to the supervisor.
+        folder: whose files all workers share.
     """
 
-    def __init__(self, link: Connection) -> None:
+    def __init__(self, link: Connection, folder: Path | None = None) -> None:
+        self.folder = folder
         self.roster = Roster()
         self._link = link
         self._asks: dict[int, asyncio.Future[tuple[str, ...]]] = {}

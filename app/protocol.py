@@ -18,7 +18,7 @@ from app.errors import (
     problem_response,
 )
 from app.logs import FIELDS
-from app.middleware import SECURITY_HEADERS
+from app.middleware import DAMAGE, SECURITY_HEADERS
 from app.service import Service
 
 logger = logging.getLogger("app.request")
@@ -131,7 +131,7 @@ class Protocol(HttpToolsProtocol):
         if self._in_head:
             deadline_s = self.service.settings.head_deadline_s
             self._refuse(HeadTimeoutError(f"the headers were not there after {deadline_s:g} s"))
-        else:
+        elif not self._is_busy:
             self.transport.close()  # nothing was asked, so nothing is owed
 
     def _measure(self, n_bytes: int) -> None:
@@ -160,9 +160,11 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
             return
         else:
-            # the body of a request under way is damaged: it is answered here, and has nobody to answer any more
-            cycle.disconnected = True
+            # the body of a request under way is damaged: whoever reads it is told, and answers
+            cycle.scope[DAMAGE] = error  # type: ignore[literal-required]  # what ASGI allows for
+            cycle.keep_alive = False
             cycle.message_event.set()
+            return
         request_id = uuid.uuid4().hex
         response = problem_response(error, request_id)
         headers = [*self.server_state.default_headers, *response.raw_headers, *SECURITY_HEADERS]

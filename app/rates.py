@@ -1,15 +1,99 @@
-"""How much one client may ask for in a minute: a token bucket each; knows no HTTP."""
+"""How much one client may ask for in a minute: a token bucket each, shared by all worker processes; knows no HTTP."""
 
+import fcntl
+import hashlib
 import ipaddress
 import math
+import mmap
+import os
+import struct
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from app.errors import RateLimitedError
 
-# Clients that are remembered; whoever was quiet longest is forgotten first, and starts with a full bucket again.
-MAX_CLIENTS = 50_000
+# Clients that are remembered, in sets of a few; in a set that is full, whoever was quiet longest is forgotten, and
+# starts with a full bucket again.
+SETS, SET_SIZE = 8192, 8
+# A bucket: whose (a digest), what is in it, and since when.
+BUCKET = struct.Struct("<16sdd")
+SECRET_BYTES = 16
+RATE_UNITS = REQUESTS, PIXELS = "requests", "pixels"
+# Whoever holds the lock needs microseconds. A process that was stopped while holding it shall not stop the others: a
+# charge that is lost is the lesser evil.
+LOCK_TRIES = 200
+
+
+class Buckets:
+    """A table of buckets of one size, in memory that processes may share.
+
+    Args:
+        path: of a file that `create` has made, for several processes; None for this process alone.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._file = None if path is None else os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if self._file is None:
+            self._secret = os.urandom(SECRET_BYTES)
+            self._memory = mmap.mmap(-1, SETS * SET_SIZE * BUCKET.size)
+            self._first = 0
+        else:
+            self._memory = mmap.mmap(self._file, 0)
+            self._secret = self._memory[:SECRET_BYTES]
+            self._first = SECRET_BYTES
+
+    @staticmethod
+    def create(path: Path) -> None:
+        """Make an empty table in a file; what is not used of it takes no room."""
+        with path.open("xb") as file:
+            file.write(os.urandom(SECRET_BYTES))
+            file.truncate(SECRET_BYTES + SETS * SET_SIZE * BUCKET.size)
+
+    def update(self, client: str, change: Callable[[float, float], tuple[float, float]], new: float) -> None:
+        """Change one client's bucket, in one step for all processes.
+
+        Args:
+            client: its name.
+            change: from what is in the bucket, and since when, to the same afterwards.
+            new: what is in a bucket that nobody has used.
+        """
+        # by a secret, so that nobody can choose whose place in the table to take
+        digest = hashlib.blake2b(client.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret).digest()
+        start = self._first + int.from_bytes(digest[:4], "little") % SETS * SET_SIZE * BUCKET.size
+        with self._locked():
+            place, oldest = start, math.inf
+            held, since = new, -math.inf
+            for offset in range(start, start + SET_SIZE * BUCKET.size, BUCKET.size):
+                owner, kept, at = BUCKET.unpack_from(self._memory, offset)
+                if owner == digest:
+                    place, held, since = offset, kept, at
+                    break
+                age = at if any(owner) else -math.inf
+                if age < oldest:
+                    place, oldest = offset, age
+            BUCKET.pack_into(self._memory, place, digest, *change(held, since))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._file is None:  # the event loop's thread alone comes here
+            yield
+            return
+        held = False
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.0001)
+                continue
+            held = True
+            break
+        try:
+            yield
+        finally:
+            if held:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 class RateLimit:
@@ -21,13 +105,21 @@ class RateLimit:
     Args:
         unit: of what is counted, in words.
         per_min: how much of it; 0 is no limit.
-        clock: seconds, for tests.
+        folder: where `prepare` was called, for a limit that holds for several processes together; None for one.
+        clock: seconds, the same for all processes.
     """
 
-    def __init__(self, unit: str, per_min: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, unit: str, per_min: float, folder: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._unit, self._per_min = unit, float(per_min)
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is in it, and since when
+        self._buckets = Buckets(folder / _file_name(unit) if folder else None) if per_min else None
+
+    @staticmethod
+    def prepare(unit: str, folder: Path) -> None:
+        """Make what the processes share of a limit, before they start."""
+        Buckets.create(folder / _file_name(unit))
 
     def charge(self, client: str, cost: float) -> None:
         """Take so much out of a client's bucket.
@@ -35,21 +127,31 @@ class RateLimit:
         Raises:
             RateLimitedError: there is not enough in it; says when there will be.
         """
-        if self._per_min == 0:
+        if self._buckets is None:
             return
         now = self._clock()
-        held, since = self._buckets.pop(client, (self._per_min, now))
-        held = min(held + (now - since) * self._per_min / 60, self._per_min)
-        needed = min(cost, self._per_min)
-        enough = held >= needed - 1e-9
-        self._buckets[client] = (held - cost if enough else held, now)
-        if len(self._buckets) > MAX_CLIENTS:
-            self._buckets.popitem(last=False)
-        if not enough:
+        missing = 0.0
+
+        def take(held: float, since: float) -> tuple[float, float]:
+            nonlocal missing
+            held = min(held + max(now - since, 0.0) * self._per_min / 60, self._per_min)
+            missing = min(cost, self._per_min) - held
+            return (held if self._refuses(missing) else held - cost), now
+
+        self._buckets.update(client, take, self._per_min)
+        if self._refuses(missing):
             raise RateLimitedError(
                 f"{self._per_min:,.0f} {self._unit} a minute are allowed, and no more are left now",
-                retry_after_s=max(math.ceil((needed - held) * 60 / self._per_min), 1),
+                retry_after_s=max(math.ceil(missing * 60 / self._per_min), 1),
             )
+
+    @staticmethod
+    def _refuses(missing: float) -> bool:
+        return missing > 1e-9
+
+
+def _file_name(unit: str) -> str:
+    return f"rate-{unit}"
 
 
 def to_client(address: str) -> str:

@@ -1,18 +1,19 @@
 """Models by name: loads every file of weights in a folder, watches it, and swaps what has changed."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 import re
+import stat
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from app.errors import UnknownModelError, WeightsRefusedError
+from app.patience import Patience, TooSlowError
 from app.schemas import ModelSummary, ReloadReport
 from app.settings import Settings
 from model import Segmenter, WeightsError, load_segmenter
@@ -23,8 +24,6 @@ from model.twin import twin_path
 logger = logging.getLogger("app.registry")
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # fit for a header, a URL and a file
-P = ParamSpec("P")
-T = TypeVar("T")
 Signature = tuple[int, int, int, int]
 
 
@@ -86,7 +85,7 @@ class Registry:
         self._models: dict[str, Model] = {}
         self._seen: dict[str, tuple[Signature, Signature | None]] = {}
         self._lock = asyncio.Lock()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self._patience = Patience(settings.load_deadline_s, "weights")
         self._refused: dict[str, str] = {}
         self._refused_twins: dict[str, str] = {}
         self._unfit: dict[str, str] = {}
@@ -101,9 +100,19 @@ class Registry:
         """
         async with self._lock:
             default = self._settings.default_model
-            files = await self._in_thread(self._scan_or_nothing)
+            try:
+                files = await self._patience.call(self._scan)
+            except OSError:
+                files = {}  # loading says why
+            except TooSlowError as error:
+                raise WeightsError(f"the folder of weights does not answer: {error}") from error
             path = self._settings.weights_dir / f"{default}.pth"
-            segmenter = await self._in_thread(self._load, path)
+            if path.name in self._unfit:
+                raise WeightsError(self._unfit[path.name])
+            try:
+                segmenter = await self._patience.call(self._load, path)
+            except TooSlowError as error:
+                raise WeightsError(f"{path.name} could not be loaded: {error}") from error
             self._put(default, segmenter)
             if default in files:
                 self._seen[default] = files[default].signature
@@ -145,9 +154,11 @@ class Registry:
             WeightsRefusedError: the file cannot be used; the old model keeps serving.
         """
         async with self._lock:
-            files = await self._in_thread(self._scan_or_nothing)
+            files = await self._look()
             if name not in files:
                 model = self.get(name)  # a name from the outside becomes a path only by way of the folder's own list
+                if f"{name}.pth" in self._unfit:
+                    raise WeightsRefusedError(self._unfit[f"{name}.pth"])
                 raise WeightsRefusedError(f"{model.name}.pth is gone; version {model.version[:12]} keeps serving")
             error = await self._load_file(name, files[name], report=True)
             if error is not None:
@@ -161,9 +172,9 @@ class Registry:
             WeightsRefusedError: the file cannot be used, or holds another version by now.
         """
         async with self._lock:
-            files = await self._in_thread(self._scan_or_nothing)
+            files = await self._look()
             same = name in self._models and self._models[name].version == version
-            if same and (name not in files or await self._in_thread(self._unchanged, name, files[name])):
+            if same and (name not in files or await self._unchanged(name, files[name])):
                 return  # and so is the twin
             error = await self._load_file(name, files[name], report=True) if name in files else f"{name}.pth is gone"
             if error is not None:
@@ -185,9 +196,9 @@ class Registry:
         """Load what is new or changed, forget what is gone. A folder that cannot be read changes nothing."""
         async with self._lock:
             try:
-                files = await self._in_thread(self._scan)
-            except OSError as error:
-                problem = f"the folder of weights cannot be looked into: {error.strerror}"
+                files = await self._patience.call(self._scan)
+            except (OSError, TooSlowError) as error:
+                problem = f"the folder of weights cannot be looked into: {getattr(error, 'strerror', error)}"
                 if problem != self.folder_error:
                     logger.error("%s (%s); what serves keeps serving", problem, self._settings.weights_dir)
                 self.folder_error = problem
@@ -196,7 +207,7 @@ class Registry:
                 logger.info("the folder of weights can be looked into again")
                 self.folder_error = None
             for name, file in files.items():
-                if self._seen.get(name) != file.signature and not await self._in_thread(self._unchanged, name, file):
+                if self._seen.get(name) != file.signature and not await self._unchanged(name, file):
                     refusal = await self._load_file(name, file, report=True)
                     if refusal is None:
                         self._on_swap()
@@ -209,17 +220,19 @@ class Registry:
                     logger.info("model %s is gone", name)
 
     def close(self) -> None:
-        """Let the thread go."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Wait for what is being loaded."""
+        self._patience.close()
 
     async def _load_file(self, name: str, file: _File, *, report: bool = False) -> str | None:
         """Try a file; what went wrong, or None. A file that was refused is looked at again when it changes."""
         self._seen[name] = file.signature
         error = None
         try:
-            self._put(name, await self._in_thread(self._load, file.path))
+            self._put(name, await self._patience.call(self._load, file.path))
         except WeightsError as reason:
             error = str(reason).replace(f"{file.path.parent}/", "")
+        except TooSlowError as reason:
+            error = f"{file.path.name} could not be loaded: {reason}"
         except Exception as reason:
             logger.exception("unforeseen error on loading %s", file.path)
             error = f"{file.path.name} could not be loaded ({type(reason).__name__})"
@@ -262,6 +275,7 @@ class Registry:
             precision=settings.precision,
             batch_tiles=settings.batch_tiles,
             streams=settings.streams,
+            threads=settings.cores,
             cache=self._cache,
         )
         started_at = time.perf_counter()
@@ -270,11 +284,21 @@ class Registry:
         self._observe(tiles_px * segmenter.runtime.batch_tiles, time.perf_counter() - started_at)
         return segmenter
 
-    def _unchanged(self, name: str, file: _File) -> bool:
+    async def _unchanged(self, name: str, file: _File) -> bool:
         """Whether a file that looks new holds the very bytes that serve already."""
         model = self._models.get(name)
         if model is None or name in self._refused:
             return False
+        try:
+            same = await self._patience.call(self._holds, file, model)
+        except TooSlowError:
+            return False  # loading it will say so
+        if same:
+            self._seen[name] = file.signature
+        return same
+
+    @staticmethod
+    def _holds(file: _File, model: Model) -> bool:
         try:
             with file.path.open("rb") as stream:
                 same = hashlib.file_digest(stream, "sha256").hexdigest() == model.version
@@ -286,42 +310,54 @@ class Registry:
                 same = same and twin is not None and twin.digest == digest
         except OSError:
             return False  # loading it will say why
-        if same:
-            self._seen[name] = file.signature
         return same
 
-    def _scan_or_nothing(self) -> dict[str, _File]:
+    async def _look(self) -> dict[str, _File]:
+        """The folder's files.
+
+        Raises:
+            WeightsRefusedError: they cannot be listed.
+        """
         try:
-            return self._scan()
-        except OSError:
-            return {}
+            return await self._patience.call(self._scan)
+        except (OSError, TooSlowError) as error:
+            reason = getattr(error, "strerror", error)
+            raise WeightsRefusedError(f"the folder of weights cannot be looked into: {reason}") from error
 
     def _scan(self) -> dict[str, _File]:
         files, unfit = {}, {}
         for path in sorted(self._settings.weights_dir.iterdir()):
             if path.suffix != ".pth" or path.name.startswith("."):  # hidden: a file that is being written
                 continue
-            if not NAME.fullmatch(path.stem):
+            said = None
+            if NAME.fullmatch(path.stem):
+                try:
+                    signature = _sign(path)
+                    if signature is not None:  # else removed since
+                        files[path.stem] = _File(path, (signature, _sign(twin_path(path))))
+                except OSError as error:
+                    said = f"{path.name} cannot be used: {error.strerror}"
+            else:
                 said = f"{path.name[:100]!r} names no model; a name has letters, digits, '.', '_' and '-', 100 at most"
+            if said is not None:
                 unfit[path.name[:100]] = said
                 if path.name[:100] not in self._unfit:
                     logger.error("weights refused: %s", said)
-                continue
-            signature = _sign(path)
-            if signature is not None:  # else removed since
-                files[path.stem] = _File(path, (signature, _sign(twin_path(path))))
         self._unfit = unfit
         return files
 
-    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
-
 
 def _sign(path: Path) -> Signature | None:
-    """What changes when a file does; None where there is none."""
+    """What changes when a file does; None where there is none.
+
+    Raises:
+        OSError: it cannot be looked at, or is no file: a pipe would be waited for, and a device read without end.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no ordinary file")
     # the change time too, for new permissions leave the others as they were
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

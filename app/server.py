@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from app.logs import make_log_config
 from app.main import create_app
 from app.peers import Peers
 from app.protocol import make_protocol
+from app.rates import RATE_UNITS, RateLimit
 from app.settings import Settings
 from app.supervisor import Supervisor
 
@@ -92,21 +94,27 @@ def serve(settings: Settings) -> int:
         make_server(create_app(settings), settings).run()
         return 0
     logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
-    with tempfile.TemporaryDirectory(prefix="maskwell-metrics-") as folder:
-        os.environ[metrics.SHARED_FOLDER] = folder  # the workers inherit it
-        return Supervisor(settings, run_worker, lambda pid: metrics.bury(Path(folder), pid)).run()
+    with tempfile.TemporaryDirectory(prefix="maskwell-workers-") as name:
+        folder = Path(name)
+        os.environ[metrics.SHARED_FOLDER] = name  # the workers inherit it
+        for unit in RATE_UNITS:
+            RateLimit.prepare(unit, folder)
+        return Supervisor(settings, partial(run_worker, folder), partial(metrics.bury, folder)).run()
 
 
-def run_worker(settings: Settings, listener: socket.socket, link: Connection) -> None:
+def run_worker(folder: Path, settings: Settings, listener: socket.socket, link: Connection, slot: int) -> None:
     """One of several processes; what a Supervisor starts.
 
     Args:
+        folder: whose files all share.
         settings: the same for all.
         listener: shared by all.
         link: to the supervisor.
+        slot: a number that a worker has from its predecessor.
     """
+    metrics.count_as(slot)
     os.setpgid(0, 0)  # a Ctrl-C in the terminal goes to the supervisor alone, which passes it on
-    make_server(create_app(settings, Peers(link)), settings).run([listener])
+    make_server(create_app(settings, Peers(link, folder)), settings).run([listener])
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:

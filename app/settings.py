@@ -25,7 +25,8 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
         description="Processes that share the port, each with the weights in memory; more than one pays on a GPU, "
-        "where a process decodes while another one's tiles are computed. One that dies is replaced.",
+        "where a process decodes while another one's tiles are computed. One that dies is replaced. On a CPU they "
+        "share its cores evenly.",
     )
     weights_dir: Path = Field(Path("weights"), description="Folder; each *.pth in it is a model, named by its stem.")
     default_model: str = Field(
@@ -100,6 +101,12 @@ class Settings(BaseSettings):
     reload_poll_s: float = Field(
         2.0, ge=0, description="How often weights_dir is looked at for new files, in s; 0 never looks."
     )
+    load_deadline_s: float = Field(
+        300.0,
+        gt=0,
+        description="Longest that a file of weights may take to be loaded, checked and warmed up, in s; beyond it the "
+        "file is refused, and what served before serves on.",
+    )
     admin_key: SecretStr | None = Field(
         None,
         min_length=16,
@@ -130,7 +137,9 @@ class Settings(BaseSettings):
     max_client_pixels_per_min: int = Field(
         0, ge=0, description="Pixels of one key, or one address without keys, in a minute; above it, 429; 0 is any."
     )
-    codec_threads: int = Field(0, ge=0, le=256, description="Threads that decode and encode; 0 is one a core.")
+    codec_threads: int = Field(
+        0, ge=0, le=256, description="Threads that decode and encode, of each worker; 0 is one a core."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged."
     )
@@ -149,9 +158,14 @@ class Settings(BaseSettings):
         return default_folder() if self.cache_dir == "auto" else Path(self.cache_dir)
 
     @property
+    def cores(self) -> int:
+        """Of each worker: an even share of those that the service may use, and one at the least."""
+        return max(available_cpus() // self.workers, 1)
+
+    @property
     def codec_thread_count(self) -> int:
         """`codec_threads`, or the number of cores where that is 0."""
-        return self.codec_threads or available_cpus()
+        return self.codec_threads or self.cores
 
 
 def describe_settings() -> str:

@@ -41,13 +41,14 @@ TICK_S = 0.5
 KILL_AFTER_S = 30.0
 FAILED_START = 3  # uvicorn's exit status where start-up failed
 
-RunWorker = Callable[["Settings", socket.socket, Connection], None]
+RunWorker = Callable[["Settings", socket.socket, Connection, int], None]
 
 
 @dataclass(eq=False)
 class _Worker:
     process: SpawnProcess
     link: Connection
+    slot: int
     started_at: float
     heard_at: float
     beat: Beat | None = None
@@ -77,8 +78,9 @@ class Supervisor:
 
     Args:
         settings: handed on to the workers.
-        run_worker: what each of them does; called in a new process, so it must be a function of a module.
-        forget: called with the process id of each that has ended.
+        run_worker: what each of them does; called in a new process, so it must be a function of a module. The number
+            that it gets is below `settings.workers`, and no other worker's at the time; a successor has it again.
+        forget: called with that number when a worker has ended.
     """
 
     def __init__(
@@ -160,7 +162,8 @@ class Supervisor:
     def _start(self) -> None:
         assert self._listener is not None
         ours, theirs = self._context.Pipe()
-        arguments = (self._settings, self._listener, theirs)
+        slot = min(set(range(self._settings.workers)) - {worker.slot for worker in self._workers})
+        arguments = (self._settings, self._listener, theirs, slot)
         process = self._context.Process(target=self._run_worker, args=arguments, name="maskwell-worker")
         # until the worker has handlers of its own, a Ctrl-C in the terminal shall not reach it
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -168,7 +171,7 @@ class Supervisor:
         signal.signal(signal.SIGINT, before)
         theirs.close()  # so that the worker's death closes the line
         now = time.monotonic()
-        self._workers.append(_Worker(process, ours, started_at=now, heard_at=now, pid=process.pid or 0))
+        self._workers.append(_Worker(process, ours, slot, started_at=now, heard_at=now, pid=process.pid or 0))
         logger.info("worker %d started", process.pid)
 
     def _stop(self, number: int) -> None:
@@ -194,7 +197,7 @@ class Supervisor:
         code = worker.process.exitcode
         worker.process.join()
         worker.process.close()
-        self._forget(worker.pid)
+        self._forget(worker.slot)
         if self._stopping:
             # one that was told before it could listen dies of the signal
             if code not in (0, -signal.SIGTERM):

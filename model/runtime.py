@@ -142,6 +142,7 @@ def make_runtime(
     precision: Precision = "auto",
     batch_tiles: int = 0,
     streams: int = 0,
+    threads: int = 0,
     twin: Twin | None = None,
     cache: CompiledCache | None = None,
 ) -> Runtime:
@@ -154,6 +155,7 @@ def make_runtime(
             `int8` (CPU alone).
         batch_tiles: tiles in a pass; 0 takes what suits the device.
         streams: passes under way at a time on a CPU, which share its cores; 0 takes what suits it.
+        threads: cores of a CPU to use; 0 takes all that the process may use.
         twin: of the checkpoint, for int8.
         cache: keeps compiled networks from one start to the next.
 
@@ -172,7 +174,7 @@ def make_runtime(
         precision="fp32" if precision in ("auto", "int8") else precision,
         twin=twin if precision in ("auto", "int8") else None,
         cache=cache,
-        threads=available_cpus(),
+        threads=threads or available_cpus(),
         batch_tiles=batch_tiles or 1,
         streams=streams,
     )

@@ -240,6 +240,7 @@ def load_segmenter(
     precision: Precision = "auto",
     batch_tiles: int = 0,
     streams: int = 0,
+    threads: int = 0,
     cache: CompiledCache | None = None,
 ) -> Segmenter:
     """Read weights and put them on a device.
@@ -251,6 +252,7 @@ def load_segmenter(
             `fp32`, `fp16` (GPU alone), `bf16` or `int8` (CPU alone).
         batch_tiles: tiles in a pass; 0 takes what suits the device.
         streams: passes under way at a time on a CPU; 0 takes what suits it.
+        threads: cores of a CPU to use; 0 takes all that the process may use.
         cache: keeps compiled networks from one start to the next.
 
     Raises:
@@ -258,7 +260,15 @@ def load_segmenter(
             that fits.
     """
     checkpoint = read_checkpoint(path)
-    make = partial(make_runtime, checkpoint, device=device, batch_tiles=batch_tiles, streams=streams, cache=cache)
+    make = partial(
+        make_runtime,
+        checkpoint,
+        device=device,
+        batch_tiles=batch_tiles,
+        streams=streams,
+        threads=threads,
+        cache=cache,
+    )
     twin_error = None
     if precision in ("auto", "int8") and choose_device(device).type == "cpu":
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.kit import ServerProcess, draw_cells, to_png
+from tests.e2e.kit import ServerProcess, draw_cells, to_png, wait_for
 from tests.e2e.test_metrics import check_sums, scrape, total
 
 TIMEOUT = httpx.Timeout(120)
@@ -184,7 +184,9 @@ def _send(connection: socket.socket, data: bytes) -> None:
 
 
 def test_what_is_sent_behind_a_whole_request_does_not_cost_it_its_answer(server: ServerProcess) -> None:
-    request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", to_png(draw_cells(700, 700)))})
+    # large enough to take longer than what follows may take to become a request
+    large = to_png(draw_cells(2000, 2000))
+    request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", large)})
     body = request.read()
     head = head_of(len(body)).replace(b"multipart/form-data; boundary=b", request.headers["content-type"].encode())
     with connect(server) as connection:
@@ -194,16 +196,21 @@ def test_what_is_sent_behind_a_whole_request_does_not_cost_it_its_answer(server:
     assert reply.count(b"HTTP/1.1") == 1
 
 
-def test_a_damaged_chunk_is_refused_and_the_request_is_over(server: ServerProcess) -> None:
+def test_a_damaged_chunk_is_refused_and_counted_so_and_the_request_is_over(server: ServerProcess) -> None:
+    before = scrape(server)
     with connect(server) as connection:
         connection.sendall(
             head_of(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"5\r\n--b\r\n\r\nzz\r\n"
         )
         check_problem(read_all(connection), 400, "malformed_http")
-    deadline = time.monotonic() + SLACK_S
-    while check_sums(scrape(server))["in_flight"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: check_sums(scrape(server))["in_flight"] == 0)
+    after = scrape(server)
+    refused = {"route": "/segment", "reason": "malformed_http"}
+    assert (
+        total(after, "maskwell_requests_refused_total", **refused)
+        == total(before, "maskwell_requests_refused_total", **refused) + 1
+    )
+    assert total(after, "maskwell_requests_cancelled_total") == total(before, "maskwell_requests_cancelled_total")
 
 
 def test_who_takes_no_answer_is_let_go(server: ServerProcess) -> None:

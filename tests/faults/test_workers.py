@@ -177,6 +177,29 @@ def test_sigterm_drains_every_worker(server: ServerProcess) -> None:  # the last
     assert "Traceback" not in server.log.read_text()
 
 
+def test_a_client_s_rate_holds_for_all_workers_together(folder: Path, tmp_path: Path) -> None:
+    with ServerProcess(folder, tmp_path / "log", SETTINGS | {"max_client_requests_per_min": 5}) as limited:
+        wait_for(lambda: len(ready_workers(limited)) == 2)
+
+        def ask(_: int) -> int:  # on a connection of its own, which either worker may take
+            return httpx.post(
+                f"{limited.url}/segment", files={"file": ("x", to_png(IMAGE))}, timeout=TIMEOUT
+            ).status_code
+
+        began_at = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            statuses = list(pool.map(ask, range(40)))
+        regained = int((time.monotonic() - began_at) * 5 / 60)
+        assert 5 <= statuses.count(200) <= 5 + regained + 1
+        assert set(statuses) == {200, 429}
+        for pid in ready_workers(limited):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: replaced_if_any(limited) == 2)
+        wait_for(lambda: len(ready_workers_if_any(limited)) == 2)
+        regained = int((time.monotonic() - began_at) * 5 / 60)
+        assert [ask(0) for _ in range(8 + regained)].count(429) >= 8  # a new worker knows what was used
+
+
 def test_workers_that_cannot_start_say_so_once(tmp_path: Path) -> None:
     (tmp_path / "best_model.pth").write_bytes(b"PK\x03\x04 half a zip")
     server = ServerProcess(tmp_path, tmp_path / "log", {"workers": 3, "log_level": "error"})

@@ -33,7 +33,7 @@ def started(settings: Fake) -> int:
     return len(list(settings.folder.glob("*-*")))
 
 
-def serve(settings: Fake, listener: socket.socket, link: Connection) -> None:
+def serve(settings: Fake, listener: socket.socket, link: Connection, slot: int) -> None:
     """Beat, answer each connection with the process id, leave on SIGTERM; follow every reload but that to 'bad'."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -64,18 +64,18 @@ def serve(settings: Fake, listener: socket.socket, link: Connection) -> None:
         connection.close()
 
 
-def die_at_once(settings: Fake, listener: socket.socket, link: Connection) -> None:
+def die_at_once(settings: Fake, listener: socket.socket, link: Connection, slot: int) -> None:
     mark(settings)
     sys.exit(FAILED_START)
 
 
-def die_when_ready(settings: Fake, listener: socket.socket, link: Connection) -> None:
+def die_when_ready(settings: Fake, listener: socket.socket, link: Connection, slot: int) -> None:
     mark(settings)
     link.send(Beat("ready", {}))
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def fail_once(settings: Fake, listener: socket.socket, link: Connection) -> None:
+def fail_once(settings: Fake, listener: socket.socket, link: Connection, slot: int) -> None:
     """The second worker's engine fails, and it does not leave by itself."""
     if started(settings) == 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -83,12 +83,12 @@ def fail_once(settings: Fake, listener: socket.socket, link: Connection) -> None
         link.send(Beat("ready", {}))
         link.send(Beat("failed", {}))
         time.sleep(600)
-    serve(settings, listener, link)
+    serve(settings, listener, link, slot)
 
 
-def fall_silent_once(settings: Fake, listener: socket.socket, link: Connection) -> None:
+def fall_silent_once(settings: Fake, listener: socket.socket, link: Connection, slot: int) -> None:
     if started(settings) == 1:
         mark(settings)
         link.send(Beat("ready", {}))
         time.sleep(600)
-    serve(settings, listener, link)
+    serve(settings, listener, link, slot)

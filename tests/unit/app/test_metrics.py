@@ -45,8 +45,9 @@ def test_each_way_to_end_counts_once() -> None:
 
 WORKER = """
     import sys, time
-    from app.metrics import Metrics
+    from app.metrics import Metrics, count_as
     from app.notes import Notes
+    count_as(int(sys.argv[2]))
     metrics = Metrics()
     for index in range(5):
         metrics.begin()
@@ -82,11 +83,17 @@ def test_counts_of_several_processes_add_up_and_what_a_killed_one_owed_is_lost(t
         assert totals["maskwell_requests_received_total"] == sum(named.values())
         return named
 
-    workers = [run(WORKER, str(count)) for count in (3, 5)]
+    def start(answers: int, slot: int) -> "subprocess.Popen[str]":
+        worker = run(WORKER, str(answers), str(slot))
+        workers.append(worker)
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "done\n"
+        return worker
+
+    workers: list[subprocess.Popen[str]] = []
     try:
-        for worker in workers:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "done\n"
+        killed = start(3, slot=0)
+        start(5, slot=1)
         assert sums() == {
             "answered_total": 8,
             "refused_total": 0,
@@ -94,12 +101,18 @@ def test_counts_of_several_processes_add_up_and_what_a_killed_one_owed_is_lost(t
             "lost_total": 0,
             "in_flight": 2,
         }
-        workers[0].send_signal(signal.SIGKILL)
-        workers[0].wait(60)
-        for _ in range(2):
-            bury(tmp_path, workers[0].pid)
-            assert sums()["lost_total"] == 2
-            assert sums()["in_flight"] == 0
+        files = len(list(tmp_path.iterdir()))
+        for deaths in (1, 2, 3):
+            killed.send_signal(signal.SIGKILL)
+            killed.wait(60)
+            for _ in range(2):
+                bury(tmp_path, 0)
+                assert sums()["lost_total"] == 2 * deaths
+                assert sums()["in_flight"] == 0
+            killed = start(3, slot=0)  # goes on where the dead one was
+            assert sums()["answered_total"] == 8 + 3 * deaths
+            assert sums()["in_flight"] == 2
+        assert len(list(tmp_path.iterdir())) == files
     finally:
         for worker in workers:
             worker.kill()

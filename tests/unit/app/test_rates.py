@@ -1,10 +1,17 @@
+import fcntl
 import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
 import app.rates
 from app.errors import QueueFullError, RateLimitedError
 from app.rates import RateLimit, to_client
+from tests.e2e.kit import ROOT
 
 
 class Clock:
@@ -22,7 +29,7 @@ def refusal(limit: RateLimit, cost: float, client: str = "a") -> int:
 
 def test_a_minute_s_worth_may_come_at_once_and_then_as_it_flows() -> None:
     clock = Clock()
-    limit = RateLimit("requests", 6, clock)
+    limit = RateLimit("requests", 6, clock=clock)
     for _ in range(6):
         limit.charge("a", 1)
     assert refusal(limit, 1) == 10
@@ -36,7 +43,7 @@ def test_a_minute_s_worth_may_come_at_once_and_then_as_it_flows() -> None:
 
 def test_after_as_long_as_it_says_it_works() -> None:
     clock = Clock()
-    limit = RateLimit("pixels", 7_000_000, clock)
+    limit = RateLimit("pixels", 7_000_000, clock=clock)
     for cost in (6_000_000, 3_000_000, 5_500_000, 7_000_000, 1):
         try:
             limit.charge("a", cost)
@@ -51,7 +58,7 @@ def test_after_as_long_as_it_says_it_works() -> None:
 
 def test_what_costs_more_than_a_minute_s_worth_is_let_in_and_paid_for_afterwards() -> None:
     clock = Clock()
-    limit = RateLimit("pixels", 60, clock)
+    limit = RateLimit("pixels", 60, clock=clock)
     limit.charge("a", 180)
     assert refusal(limit, 60) == 180
     clock.now = 180
@@ -64,12 +71,77 @@ def test_zero_is_no_limit() -> None:
         limit.charge("a", math.inf)
 
 
-def test_the_memory_for_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.rates, "MAX_CLIENTS", 100)
-    limit = RateLimit("requests", 5)
-    for number in range(1000):
+def test_where_there_is_no_room_for_a_client_the_one_that_was_quiet_longest_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app.rates, "SETS", 1)
+    clock = Clock()
+    limit = RateLimit("requests", 1, clock=clock)
+    for number in range(app.rates.SET_SIZE):
+        clock.now += 0.1
         limit.charge(str(number), 1)
-    assert len(limit._buckets) == 100
+    clock.now += 0.1
+    assert refusal(limit, 1, "0") == 60  # and by asking it is the latest
+    clock.now += 0.1
+    limit.charge("new", 1)
+    limit.charge("1", 1)  # forgotten, so its bucket is full again
+    for client in ("0", "3", "new"):
+        assert refusal(limit, 1, client) in (59, 60)
+
+
+def test_processes_that_share_a_limit_let_in_what_it_says_and_no_more(tmp_path: Path) -> None:
+    RateLimit.prepare("requests", tmp_path)
+    code = """
+        import sys
+        from pathlib import Path
+        from app.errors import RateLimitedError
+        from app.rates import RateLimit
+        limit = RateLimit("requests", 3000, Path(sys.argv[1]), clock=lambda: 1.0)
+        let_in = 0
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for number in range(4000):
+            try:
+                limit.charge("a", 1)
+                let_in += 1
+            except RateLimitedError:
+                pass
+        print(let_in)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    let_in = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        let_in.append(int(said))
+    assert sum(let_in) == 3000
+
+
+def test_a_process_that_was_stopped_with_the_lock_in_its_hand_stops_no_other(tmp_path: Path) -> None:
+    RateLimit.prepare("requests", tmp_path)
+    limit = RateLimit("requests", 2, tmp_path, clock=Clock())
+    with (tmp_path / "rate-requests").open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        limit.charge("a", 1)
+    limit.charge("a", 1)
+    assert refusal(limit, 1) == 30
+
+
+def test_what_a_bucket_holds_survives_the_process_that_counted(tmp_path: Path) -> None:
+    RateLimit.prepare("requests", tmp_path)
+    RateLimit("requests", 1, tmp_path, clock=Clock()).charge("a", 1)
+    assert refusal(RateLimit("requests", 1, tmp_path, clock=Clock()), 1) == 60
 
 
 def test_a_limit_is_answered_as_a_full_queue_is() -> None:

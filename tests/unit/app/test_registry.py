@@ -1,4 +1,6 @@
 import asyncio
+import os
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,20 @@ import pytest
 from app.errors import UnknownModelError, WeightsRefusedError
 from app.registry import Registry
 from app.settings import Settings
+from model import Segmenter
 from model.errors import WeightsError
 from model.twin import twin_path
 from tests.e2e.kit import write_small_twin, write_weights
 from tests.faults.bad_weights import BOMB_MARK, SPOILERS
 
 
-def run(folder: Path, work: Callable[[Registry], Coroutine[Any, Any, None]]) -> list[tuple[int, float]]:
+def run(
+    folder: Path, work: Callable[[Registry], Coroutine[Any, Any, None]], **settings: Any
+) -> list[tuple[int, float]]:
     observed: list[tuple[int, float]] = []
 
     async def main() -> None:
-        registry = Registry(Settings(weights_dir=folder, device="cpu"), lambda *seen: observed.append(seen))
+        registry = Registry(Settings(weights_dir=folder, device="cpu", **settings), lambda *seen: observed.append(seen))
         try:
             await registry.start()
             await work(registry)
@@ -312,3 +317,68 @@ def test_what_another_process_serves_is_adopted_from_the_file_and_nothing_else(f
             await registry.adopt("best_model", "0" * 64)
 
     run(folder, work)
+
+
+def test_a_candidate_that_hangs_is_refused_in_time_and_holds_up_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    honest = Segmenter.warm_up
+
+    def warm_up(self: Segmenter) -> None:
+        if self.version == hanging:
+            go_on.wait()
+        honest(self)
+
+    monkeypatch.setattr(Segmenter, "warm_up", warm_up)
+    hanging = ""
+
+    async def work(registry: Registry) -> None:
+        nonlocal hanging
+        old = registry.get(None).version
+        hanging = write(folder / "best_model.pth", 1)
+        with pytest.raises(WeightsRefusedError, match=r"could not be loaded: it was not done after 2 s"):
+            await registry.reload("best_model")
+        assert registry.get(None).version == old
+        assert "was not done" in registry.refused["best_model"]
+        await registry.poll()  # the same file is not tried again
+        good = write(folder / "best_model.pth", 2)
+        assert (await registry.reload("best_model")).version == good
+        assert registry.refused == {}
+        go_on.set()  # and what comes late is dropped
+        await asyncio.sleep(0.1)
+        assert registry.get(None).version == good
+
+    try:
+        run(folder, work, load_deadline_s=2)
+    finally:
+        go_on.set()
+
+
+def test_what_is_no_file_is_refused_at_once_and_the_rest_of_the_folder_is_loaded(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        os.mkfifo(folder / "pipe.pth")  # to read it would take for ever
+        (folder / "zeros.pth").symlink_to("/dev/zero")  # and this all memory
+        (folder / "loop.pth").symlink_to(folder / "loop.pth")
+        (folder / "gone.pth").symlink_to(folder / "nowhere")
+        (folder / "folder.pth").mkdir()
+        write(folder / "good.pth", 1)
+        await registry.poll()
+        assert [model.name for model in registry.models] == ["best_model", "good"]
+        assert registry.folder_error is None
+        assert {name: text.split(": ")[1] for name, text in registry.refused.items()} == {
+            "pipe.pth": "it is no ordinary file",
+            "zeros.pth": "it is no ordinary file",
+            "folder.pth": "it is no ordinary file",
+            "loop.pth": "Too many levels of symbolic links",
+        }
+        (folder / "best_model.pth").unlink()
+        os.mkfifo(folder / "best_model.pth")
+        with pytest.raises(WeightsRefusedError, match="no ordinary file"):
+            await registry.reload("best_model")
+        await registry.poll()
+        assert registry.default is not None  # what serves keeps serving
+
+    run(folder, work)
+    with pytest.raises(WeightsError, match=r"best_model\.pth cannot be used: it is no ordinary file"):
+        run(folder, work)

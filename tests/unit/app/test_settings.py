@@ -42,6 +42,9 @@ def test_the_admin_key_is_never_shown() -> None:
     assert "0123456789abcdef" not in repr(settings)
 
 
-def test_zero_codec_threads_means_one_a_core() -> None:
-    assert Settings(codec_threads=0).codec_thread_count >= 1
-    assert Settings(codec_threads=3).codec_thread_count == 3
+def test_workers_share_the_cores_evenly_and_each_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.settings.available_cpus", lambda: 9)
+    shares = {workers: Settings(workers=workers).cores for workers in (1, 2, 4, 9, 16)}
+    assert shares == {1: 9, 2: 4, 4: 2, 9: 1, 16: 1}
+    assert Settings(workers=2, codec_threads=0).codec_thread_count == 4
+    assert Settings(workers=2, codec_threads=3).codec_thread_count == 3
