@@ -268,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("data", type=Path, help="images with truth that neither was trained on")
     publish.add_argument("--to", type=Path, default=Path("weights/best_model.pth"))
     publish.add_argument("--force", action="store_true", help="publish a worse one too")
-    publish.add_argument("--tolerance", type=float, default=0.0, help="Dice that it may be worse by")
+    publish.add_argument("--tolerance", type=float, default=0.0, help="of the score, that it may be worse by")
     publish.add_argument("--no-int8", dest="int8", action="store_false", help="make no int8 twin for serving on a CPU")
     _add_common(publish)
 

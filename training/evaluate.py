@@ -102,6 +102,17 @@ class Scores:
     looks: dict[str, dict[str, Any]]
     images: tuple[ImageScore, ...]
 
+    @property
+    def overall(self) -> float:
+        """What "best" means: the Dice of the mask and, where the truth has cells, in equal parts their mean AP."""
+        return self.dice if self.cells is None else (self.dice + self.cells.ap["mean"]) / 2
+
+    def __str__(self) -> str:
+        parts = f"Dice {self.dice:.4f}"
+        if self.cells is None:
+            return parts
+        return f"{self.overall:.4f} (mean of {parts} and the cells' AP {self.cells.ap['mean']:.4f})"
+
     def summary(self) -> dict[str, Any]:
         """Plain values without the single images, for a card."""
         values = asdict(self)

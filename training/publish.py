@@ -13,7 +13,7 @@ from model.twin import TwinReport, twin_path, write_twin
 from training.data import Pair
 from training.dataset import PairCache
 from training.errors import DataError, RefusedError, RunError
-from training.evaluate import evaluate
+from training.evaluate import Scores, evaluate
 from training.quantise import describe_twin, make_twin, split_for_twin, unseen_pairs
 
 
@@ -24,8 +24,8 @@ class PublishReport:
     Attributes:
         to: the file that now holds the candidate.
         version: its SHA-256.
-        candidate_dice: mean Dice of the candidate.
-        current_dice: of the weights that it replaced; None if there were none that could be read.
+        candidate: scores of the candidate.
+        current: of the weights that it replaced; None if there were none that could be read.
         n_images: that both were scored on.
         n_left_out: that were not used, for the candidate was trained on them.
         twin: how well its int8 twin answers; None if it has none.
@@ -34,17 +34,17 @@ class PublishReport:
 
     to: Path
     version: str
-    candidate_dice: float
-    current_dice: float | None
+    candidate: Scores
+    current: Scores | None
     n_images: int
     n_left_out: int
     twin: TwinReport | None = None
     twin_error: str | None = None
 
     def __str__(self) -> str:
-        before = "nothing before it" if self.current_dice is None else f"before it {self.current_dice:.4f}"
+        before = "nothing before it" if self.current is None else f"before it {self.current}"
         return (
-            f"published {self.to} as version {self.version[:12]}: Dice {self.candidate_dice:.4f} on "
+            f"published {self.to} as version {self.version[:12]}: {self.candidate} on "
             f"{self.n_images} images, {before}"
             + (f"; {self.n_left_out} images that it was trained on were left out" if self.n_left_out else "")
             + (f"\n{describe_twin(self.twin)}" if self.twin else "")
@@ -65,6 +65,9 @@ def publish(
 ) -> PublishReport:
     """Replace the weights in service by a candidate, if it is not worse, and their int8 twin by the candidate's.
 
+    Worse is what training calls so (Scores.overall): the Dice of the mask and, where the truth has cells, in equal
+    parts their mean AP, for the mask hardly shows whether touching cells are parted.
+
     A twin that is not good enough (training.quantise) is left out, and the candidate published without one.
 
     Images that the candidate was trained on are left out: it would be judged on what it has seen. Its card tells them
@@ -76,7 +79,7 @@ def publish(
         to: the file in service; a reader sees the old one or the new one.
         force: publish a worse candidate too. One that cannot be read, or whose network answers with NaN or one and the
             same value everywhere, is never published.
-        tolerance: mean Dice that the candidate may be worse by.
+        tolerance: how much of that score the candidate may be worse by.
         int8: make a twin at all.
         device, quiet: as everywhere.
 
@@ -103,25 +106,23 @@ def publish(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(f"another process publishes to {to}") from error
-        new = evaluate(segmenter, cache, cells=False, quiet=quiet).dice
+        new = evaluate(segmenter, cache, quiet=quiet)
         old = None
         if to.exists():
             try:
                 current = read_checkpoint(to)
-                old = evaluate(
-                    Segmenter(current, make_runtime(current, device=device)), cache, cells=False, quiet=quiet
-                ).dice
+                old = evaluate(Segmenter(current, make_runtime(current, device=device)), cache, quiet=quiet)
             except WeightsError:
                 pass  # what cannot be read cannot serve either, so anything is better
-        if old is not None and new < old - tolerance and not force:
+        if old is not None and new.overall < old.overall - tolerance and not force:
             raise RefusedError(
-                f"{candidate} has Dice {new:.4f} on {len(cache)} images, the weights in service have {old:.4f}; "
+                f"{candidate}: {new} on {len(cache)} images, the weights in service: {old}; "
                 "--force publishes it all the same"
             )
         twin, twin_error = None, None
         if int8:
             try:
-                twin = make_twin(checkpoint, split_for_twin(pairs, checkpoint.card), quiet=quiet)
+                twin = make_twin(checkpoint, split_for_twin(pairs, unseen), quiet=quiet)
             except RefusedError as error:
                 twin_error = str(error)
         # The twin first: a service that looks between the two goes on with the old pair, which it has in memory.

@@ -70,16 +70,19 @@ def describe_twin(report: TwinReport) -> str:
     )
 
 
-def split_for_twin(pairs: Sequence[Pair], card: dict[str, Any]) -> Split:
+def split_for_twin(pairs: Sequence[Pair], unseen: list[Pair]) -> Split:
     """Calibrate on what the network was trained on, and check on the rest.
 
     Where there is not enough of the one or the other, every second image that it was not trained on calibrates; a
     single image does both.
 
+    Args:
+        pairs: all of them.
+        unseen: those of them that it was not trained on.
+
     Raises:
         DataError: all images were trained on, or there is none.
     """
-    unseen = unseen_pairs(pairs, card)
     if not unseen:
         raise DataError(
             f"the weights were trained on all {len(pairs)} of these images; others are needed for the check"
@@ -116,7 +119,7 @@ def quantise(weights: Path, pairs: Sequence[Pair], *, quiet: bool = False) -> Tw
     """
     checkpoint = read_checkpoint(weights)
     try:
-        twin = make_twin(checkpoint, split_for_twin(pairs, checkpoint.card), quiet=quiet)
+        twin = make_twin(checkpoint, split_for_twin(pairs, unseen_pairs(pairs, checkpoint.card)), quiet=quiet)
     except RefusedError:
         twin_path(weights).unlink(missing_ok=True)
         raise

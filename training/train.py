@@ -58,7 +58,7 @@ class Progress:
     Attributes:
         epoch, step: of the next step to take; `step` counts within the epoch.
         loss_sum, loss_steps: of the epoch under way.
-        best_score, best_epoch: of the best validation so far, see _score.
+        best_score, best_epoch: of the best validation so far, see Scores.overall.
         history: a record an epoch.
     """
 
@@ -293,7 +293,7 @@ class _Run:
             record |= {"val_dice": scores.dice, "val_iou": scores.iou, "threshold": scores.threshold}
             if scores.cells is not None:
                 record |= {f"val_ap{key}": scores.cells.ap[key] for key in ("0.5", "0.7", "0.9", "mean")}
-            record["score"] = _score(scores)
+            record["score"] = scores.overall
             record["lr"] = float(self._schedule.get_last_lr()[0])
             if writer is not None:
                 for name, value in record.items():
@@ -430,11 +430,6 @@ def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor
                 rows[row] = init.state[name][init.config.outputs.index(output)]
         state[name] = rows
     return state
-
-
-def _score(scores: Scores) -> float:
-    """What "best" means: the Dice of the mask and, where the truth has cells, in equal parts their mean AP."""
-    return scores.dice if scores.cells is None else (scores.dice + scores.cells.ap["mean"]) / 2
 
 
 def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> ModelConfig:

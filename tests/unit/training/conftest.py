@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.checkpoint import Architecture, ModelConfig, write_checkpoint
 from training.config import RECIPES, Recipe
 from training.synthesize import synthesize
 
@@ -34,3 +35,22 @@ def tiny_recipe() -> Recipe:
     return replace(
         RECIPES["default"], width=4, crop_px=128, crops_per_epoch=8, batch_size=2, epochs=2, warmup_steps=2, lr=1e-3
     )
+
+
+@pytest.fixture
+def level_weights(tmp_path: Path) -> Path:
+    """A network that answers with the grey level: logit 10 * (grey - 0.5), by hand through its skip connections."""
+    config = ModelConfig(architecture=Architecture(width=4), normalisation="unit", threshold=0.3)
+    state = {name: torch.zeros_like(value) for name, value in config.architecture.build().state_dict().items()}
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            value.fill_(1.0)
+        if name.endswith(("1.weight", "4.weight")) and value.ndim == 1:
+            value.fill_(1.0)
+    for name in ("inc.double_conv.0", "inc.double_conv.3", "up4.conv.double_conv.0", "up4.conv.double_conv.3"):
+        state[f"{name}.weight"][0, 0, 1, 1] = 1.0
+    state["outc.conv.weight"][0, 0] = 10.0
+    state["outc.conv.bias"][0] = -5.0
+    path = tmp_path / "levels.pth"
+    write_checkpoint(path, state, config, {"data": "by hand"}, half=True)
+    return path

@@ -3,11 +3,13 @@
 import fcntl
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
 from model.errors import WeightsError
+from model.images import encode_png
 from training.__main__ import main
 from training.data import find_pairs
 from training.dataset import image_digest
@@ -41,10 +43,10 @@ def test_a_better_candidate_replaces_the_weights_in_service(
 ) -> None:
     to = tmp_path / "weights" / "best_model.pth"
     first = publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True)
-    assert first.current_dice is None
+    assert first.current is None
     report = publish(everything, find_pairs(cells), to=to, int8=False, quiet=True)
-    assert report.current_dice is not None
-    assert report.candidate_dice > report.current_dice
+    assert report.current is not None
+    assert report.candidate.overall > report.current.overall
     assert to.read_bytes() == everything.read_bytes()
     assert report.version == read_checkpoint(everything).version
     assert not [path for path in to.parent.iterdir() if path.suffix == ".part"]
@@ -55,11 +57,26 @@ def test_a_worse_candidate_is_refused_with_both_scores_and_changes_nothing(
 ) -> None:
     to = tmp_path / "best_model.pth"
     publish(everything, find_pairs(cells), to=to, int8=False, quiet=True)
-    with pytest.raises(RefusedError, match=r"Dice 0\.\d+ on 10 images, the weights in service have 0\.\d+"):
+    with pytest.raises(RefusedError, match=r"Dice 0\.\d+ .* on 10 images, the weights in service: 0\.\d+"):
         publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True)
     assert main(["publish", str(nothing), str(cells), "--to", str(to), "--no-int8", "--quiet"]) == 1
     assert "refused" in capsys.readouterr().err
     assert to.read_bytes() == everything.read_bytes()
+
+
+def test_a_candidate_that_no_longer_parts_touching_cells_is_worse(level_weights: Path, tmp_path: Path) -> None:
+    current = read_checkpoint(level_weights)
+    parting = tmp_path / "best_model.pth"
+    write_checkpoint(parting, current.state, current.config.model_copy(update={"core_threshold": 0.8}), {}, half=True)
+    image, labels = np.full((64, 96), 20, np.uint8), np.zeros((64, 96), np.uint8)
+    image[8:24, 10:80], image[8:24, 44:46] = 230, 140  # two cells, and a paler line where they touch
+    labels[8:24, 10:45], labels[8:24, 45:80] = 1, 2
+    for folder, pixels in (("image", image), ("instances", labels)):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "a.png").write_bytes(encode_png(pixels))
+    with pytest.raises(RefusedError, match=r"levels.pth: 0\.5\d+ \(mean of Dice 1\.0000 and the cells' AP 0\.\d+"):
+        publish(level_weights, find_pairs(tmp_path / "data"), to=parting, int8=False, quiet=True)
+    assert read_checkpoint(parting).config.core_threshold == 0.8
 
 
 def test_force_and_tolerance_let_a_worse_candidate_in(
@@ -90,7 +107,7 @@ def test_a_candidate_that_cannot_serve_is_never_published_not_even_by_force(
 def test_unreadable_weights_in_service_are_replaced(cells: Path, tmp_path: Path, nothing: Path) -> None:
     to = tmp_path / "best_model.pth"
     to.write_bytes(b"half a fi")
-    assert publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True).current_dice is None
+    assert publish(nothing, find_pairs(cells), to=to, int8=False, quiet=True).current is None
     assert to.read_bytes() == nothing.read_bytes()
 
 

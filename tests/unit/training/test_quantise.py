@@ -17,7 +17,7 @@ from training.data import find_pairs
 from training.dataset import image_digest
 from training.errors import DataError, RefusedError
 from training.publish import publish
-from training.quantise import _is_good, quantise, split_for_twin
+from training.quantise import Split, _is_good, quantise, split_for_twin, unseen_pairs
 
 
 def write_sure(path: Path, **architecture: object) -> Path:
@@ -119,13 +119,13 @@ def test_publishing_brings_the_twin_along_and_the_command_makes_it_anew(
 def test_ranges_come_from_training_images_and_the_check_from_others(cells: Path) -> None:
     pairs = find_pairs(cells)
     seen = [image_digest(pair.read()[0]) for pair in pairs[:6]]
-    split = split_for_twin(pairs, {"seen": seen})
+    split = split_for_twin(pairs, unseen_pairs(pairs, {"seen": seen}))
     assert (split.calibration, split.check) == (pairs[:6], pairs[6:])
-    few = split_for_twin(pairs, {"seen": seen[:2]})
+    few = split_for_twin(pairs, unseen_pairs(pairs, {"seen": seen[:2]}))
     assert (few.calibration, few.check) == (pairs[2::2], pairs[3::2])
-    assert split_for_twin(pairs[:1], {}).check == split_for_twin(pairs[:1], {}).calibration == pairs[:1]
+    assert split_for_twin(pairs[:1], pairs[:1]) == Split(pairs[:1], pairs[:1])
     with pytest.raises(DataError, match="trained on all 6"):
-        split_for_twin(pairs[:6], {"seen": seen})
+        split_for_twin(pairs[:6], [])
 
 
 def test_weights_that_cannot_be_read_get_no_twin(cells: Path, tmp_path: Path) -> None:

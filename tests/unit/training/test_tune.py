@@ -6,28 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
+from model.checkpoint import read_checkpoint
 from model.images import encode_png
 from training.__main__ import main
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A network that answers with the grey level: logit 10 * (grey - 0.5), by hand through its skip connections."""
-    config = ModelConfig(architecture=Architecture(width=4), normalisation="unit", threshold=0.3)
-    state = {name: torch.zeros_like(value) for name, value in config.architecture.build().state_dict().items()}
-    for name, value in state.items():
-        if name.endswith("running_var"):
-            value.fill_(1.0)
-        if name.endswith(("1.weight", "4.weight")) and value.ndim == 1:
-            value.fill_(1.0)
-    for name in ("inc.double_conv.0", "inc.double_conv.3", "up4.conv.double_conv.0", "up4.conv.double_conv.3"):
-        state[f"{name}.weight"][0, 0, 1, 1] = 1.0
-    state["outc.conv.weight"][0, 0] = 10.0
-    state["outc.conv.bias"][0] = -5.0
-    path = tmp_path / "weights.pth"
-    write_checkpoint(path, state, config, {"data": "by hand"}, half=True)
-    return path
 
 
 @pytest.fixture
@@ -45,11 +26,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_threshold_and_cores_are_chosen_and_the_network_stays(
-    weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    level_weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned = tmp_path / "tuned.pth"
-    assert main(["tune", str(weights), str(folder), "--to", str(tuned), "--device", "cpu", "--quiet"]) == 0
-    before, after = read_checkpoint(weights), read_checkpoint(tuned)
+    assert main(["tune", str(level_weights), str(folder), "--to", str(tuned), "--device", "cpu", "--quiet"]) == 0
+    before, after = read_checkpoint(level_weights), read_checkpoint(tuned)
 
     # the ground's probability is 0.31, that between the cells 0.61, that of the cells 0.98
     assert 0.31 < after.config.threshold < 0.61
@@ -64,10 +45,12 @@ def test_threshold_and_cores_are_chosen_and_the_network_stays(
         assert torch.equal(value, after.state[name])
 
 
-def test_a_rule_that_gains_nothing_is_not_taken(weights: Path, folder: Path) -> None:
+def test_a_rule_that_gains_nothing_is_not_taken(level_weights: Path, folder: Path) -> None:
     for path in (folder / "image" / "a.png", folder / "label" / "a.png"):
         one = np.zeros((64, 96), np.uint8)
         one[10:30, 10:60] = 255
         path.write_bytes(encode_png(one))
-    assert main(["tune", str(weights), str(folder), "--to", str(weights), "--device", "cpu", "--quiet"]) == 0
-    assert read_checkpoint(weights).config.core_threshold is None
+    assert (
+        main(["tune", str(level_weights), str(folder), "--to", str(level_weights), "--device", "cpu", "--quiet"]) == 0
+    )
+    assert read_checkpoint(level_weights).config.core_threshold is None
