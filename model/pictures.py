@@ -14,6 +14,26 @@ from model.types import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
+# What people try to send, by bytes that such a file has at a place: for the words of the refusal alone.
+_MICROSCOPE = "; save it as TIFF, in Fiji by File, Save As"
+_OTHERS: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"ZISRAWFILE", f"this is Zeiss' CZI{_MICROSCOPE}"),
+    (0, b"\xda\xce\xbe\x0a", f"this is Nikon's ND2{_MICROSCOPE}"),
+    (0, b"\x70\0\0\0", f"this may be Leica's LIF{_MICROSCOPE}"),
+    (0, b"\xd0\xcf\x11\xe0", f"this may be Olympus' OIB or Zeiss' ZVI{_MICROSCOPE}"),
+    (0, b"\x89HDF\r\n\x1a\n", f"this is HDF5, as are Imaris' IMS{_MICROSCOPE}"),
+    (128, b"DICM", f"this is DICOM{_MICROSCOPE}"),
+    (0, b"GIF8", "this is a GIF, which keeps 256 colours; save it as PNG or TIFF"),
+    (0, b"\0\0\0\x0cjP  ", "this is JPEG 2000, which is read inside TIFF alone"),
+    (0, b"\0\0\0\x0cJXL ", "this is JPEG XL"),
+    (0, b"\xff\x0a", "this is JPEG XL"),
+    (4, b"ftyp", "this is HEIC, AVIF or a film"),
+    (0, b"%PDF", "this is a PDF"),
+    (0, b"PK\x03\x04", "this is a zip, or a document that is one; send the images in it"),
+    (0, b"\x1f\x8b", "this is compressed by gzip; send what is in it"),
+    (0, b"<", "this is text, such as HTML, SVG or XML"),
+)
+
 PillowImage.MAX_IMAGE_PIXELS = None  # the limit of the source is the only one, and applies to every format alike
 
 
@@ -31,10 +51,7 @@ def open_picture(data: bytes, selection: Selection, *, max_pixels: int) -> Conte
         try:
             picture = PillowImage.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise UndecodableImageError(
-                f"not an image of a kind that is read ({', '.join(FORMATS)}, TIFF, NPY), or its header is damaged: "
-                f"it starts with {data[:8]!r}"
-            ) from error
+            raise UndecodableImageError(f"{_describe(data)}; {', '.join(FORMATS)}, TIFF and NPY are read") from error
         # a camera's or telephone's MPO is a JPEG with a preview of itself behind it
         kind = "JPEG" if picture.format == "MPO" else picture.format or ""
         n_frames = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)
@@ -50,6 +67,16 @@ def open_picture(data: bytes, selection: Selection, *, max_pixels: int) -> Conte
     letter = "" if n_frames == 1 else (selection.axes or "I")[0].upper()
     sizes = (n_frames,) if letter else ()
     return Contents(kind, found, letter, sizes, _PictureStore(picture, kind, n_frames, data), full_axes=readings[0])
+
+
+def _describe(data: bytes) -> str:
+    """What a file seems to be that is not read."""
+    for at, start, words in _OTHERS:
+        if data[at : at + len(start)] == start:
+            return words
+    return (
+        f"not an image of a kind that is read, or its header is damaged; it starts with the bytes {data[:8].hex(' ')}"
+    )
 
 
 class _PictureStore:

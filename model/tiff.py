@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
 
 from model.errors import AmbiguousAxesError, ImageError, ImageTooLargeError, UndecodableImageError
 from model.source import (
@@ -181,8 +182,10 @@ def _open_series(
     _check_kind(page)
     if page.imagedepth > 1:
         raise AmbiguousAxesError(f"a TIFF volume {page.imagedepth} px deep in one page; one page a plane is needed")
-    is_colour = _is_colour(page)
     axes, sizes = series.axes, series.shape
+    # a page of Zeiss' LSM holds the channels of its plane as samples, which it calls RGB, and tifffile C
+    channels_in_page = tiff.is_lsm and page.samplesperpixel > 1 and "C" in axes and "S" not in axes
+    is_colour = _is_colour(page) and not channels_in_page
     letters = axes
     if given is not None:
         found = f"TIFF with axes {axes} of shape {sizes}"
@@ -215,9 +218,11 @@ def _open_series(
 
         array = ArrayStore(load, letters, sizes, dtype)
         return _Opened(array.outer_axes, array.outer_sizes, letters, _Closing(array, tiff))
-    outer = [(letter, size) for letter, axis, size in zip(letters, axes, sizes, strict=True) if axis not in "YXS"]
+    sample_axis = "C" if channels_in_page else "S"
+    inside = {"Y", "X", sample_axis}
+    outer = [(letter, size) for letter, axis, size in zip(letters, axes, sizes, strict=True) if axis not in inside]
     samples = page.samplesperpixel
-    sample_letter = letters[axes.index("S")] if "S" in axes else None
+    sample_letter = letters[axes.index(sample_axis)] if sample_axis in axes else None
     if given is not None and sample_letter == "S" and samples > 1:
         if samples not in (3, 4):
             raise AmbiguousAxesError(f"axes={given}: S is the axis of colour, 3 or 4 long, and not {samples}")
@@ -247,6 +252,9 @@ def _check_kind(page: tifffile.TiffPage) -> None:
     """Refuse compressions and colours that are not read."""
     if page.compression not in COMPRESSIONS:
         raise UndecodableImageError(f"TIFF compression {_name(page.compression)} is not read")
+    if page.bitspersample == 24 and page.parent.byteorder == ">":
+        # tifffile 2026.3 takes the bytes in the wrong order, and says nothing
+        raise UndecodableImageError("TIFF of 24 bits a sample, big-endian, is not read; 8, 16 and 32 bits are")
     colour = tifffile.PHOTOMETRIC
     allowed = (colour.MINISBLACK, colour.MINISWHITE, colour.PALETTE, colour.MASK)
     if not _is_colour(page) and page.photometric not in allowed:
@@ -311,7 +319,8 @@ class _TiffStore:
         if not self._is_colour:
             pixels = pixels[:, :, sample]
         if self._palette:
-            return np.ascontiguousarray(np.moveaxis(np.asarray(page.colormap), 0, -1)[pixels])
+            numbers = pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels  # 1 bit
+            return np.ascontiguousarray(np.moveaxis(np.asarray(page.colormap), 0, -1)[numbers])
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = -pixels if pixels.dtype.kind == "f" else ~pixels
         if page.bitspersample < 8 and pixels.dtype == np.uint8:  # 2 or 4 bits to the full range, as in other formats
@@ -481,23 +490,28 @@ def _scale(size: PixelSize | None, level: tifffile.TiffPageSeries, full: tifffil
 
 
 def _read_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
-    """From the first of OME-XML, ImageJ's description, a slide scanner's, and the resolution tags that says one."""
+    """From the first of OME-XML, the words of ImageJ, LSM, STK or a slide scanner, and the resolution tags."""
     if tiff.is_ome:
         sizes = {_ome_pixel_size(pixels) for pixels in _ome_pixels(tiff)}
         return sizes.pop() if len(sizes) == 1 else None
     lengths = _lengths(tiff.pages.first)
     if tiff.is_imagej:
         about = tiff.imagej_metadata or {}
-        unit = _um(str(about.get("unit", "")).replace("\\u00B5", "µ"))  # ImageJ keeps to ASCII
-        if unit is None or lengths is None:
+
+        def in_um(name: str) -> float | None:  # that of height and depth is written where it is another
+            return _um(str(about.get(name, about.get("unit", ""))).replace("\\u00B5", "µ"))  # ImageJ keeps to ASCII
+
+        width, height = in_um("unit"), in_um("yunit")
+        if width is None or height is None or lengths is None:
             return None
-        spacing = _positive(about.get("spacing"))
         return PixelSize(
-            lengths[0] * unit,
-            lengths[1] * unit,
-            z_um=None if spacing is None else spacing * unit,
+            lengths[0] * width,
+            lengths[1] * height,
+            z_um=_scaled(about.get("spacing"), in_um("zunit")),
             frame_s=_scaled(about.get("finterval"), _SECONDS.get(str(about.get("tunit", "s")).strip().lower())),
         )
+    if tiff.is_lsm or tiff.is_stk:
+        return _lsm_pixel_size(tiff) if tiff.is_lsm else _stk_pixel_size(tiff)
     if tiff.is_svs:
         match = re.search(r"\bMPP *= *([0-9.]+)", tiff.pages.first.description)
         mpp = _positive(match.group(1)) if match else None
@@ -507,6 +521,23 @@ def _read_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
         return None
     x_um, y_um = lengths[0] * unit, lengths[1] * unit
     return PixelSize(x_um, y_um) if max(x_um, y_um) < COARSEST_UM else None
+
+
+def _lsm_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
+    about = tiff.lsm_metadata or {}
+    x_um, y_um, z_um = (_scaled(about.get(f"VoxelSize{axis}"), _UM["m"]) for axis in "XYZ")
+    if x_um is None or y_um is None:
+        return None
+    return PixelSize(x_um, y_um, z_um, _positive(about.get("TimeIntervall")))  # the format's own spelling
+
+
+def _stk_pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
+    about = tiff.stk_metadata or {}
+    unit = _um(str(about.get("CalibrationUnits", "")))
+    x_um, y_um = (_scaled(about.get(f"{axis}Calibration"), unit) for axis in "XY")
+    if not about.get("SpatialCalibration") or x_um is None or y_um is None:
+        return None
+    return PixelSize(x_um, y_um)
 
 
 def _ome_pixel_size(pixels: ElementTree.Element) -> PixelSize | None:
@@ -588,8 +619,14 @@ def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, n_bytes: int) 
             # these have a header of their own, and it is what the decoder sets memory aside by
             page.parent.filehandle.seek(offset)
             segment = io.BytesIO(page.parent.filehandle.read(count))
-            with PillowImage.open(segment, formats=("JPEG", "WEBP", "JPEG2000")) as picture:
-                width, height = picture.size
+            try:
+                with PillowImage.open(segment, formats=("JPEG", "WEBP", "JPEG2000")) as picture:
+                    width, height = picture.size
+            except UnidentifiedImageError as error:
+                kind = _name(keyframe.compression)
+                raise UndecodableImageError(
+                    f"a tile or strip of the TIFF holds no {kind} that is read: damaged, or of more than 8 bits"
+                ) from error
             allowed = max(keyframe.chunks[-2:]) if keyframe.is_tiled else max(keyframe.shape)
             if max(width, height) > max(allowed, 16):
                 raise UndecodableImageError(f"a tile of the TIFF holds {width} x {height} px, more than it should")

@@ -22,6 +22,7 @@ from app.errors import find_answer
 from model.errors import ImageError
 from model.images import decode_image, open_image
 from model.source import PixelSize, Selection
+from tests.unit.model.raw_tiff import lsm, packed, stk
 
 Pixels = npt.NDArray[Any]
 Data = Path(__file__).parents[2] / "data" / "formats"
@@ -40,6 +41,7 @@ RGBA: Pixels = np.dstack([RGB, GREY[::-1, ::-1]])
 RGB16: Pixels = np.dstack([GREY16, GREY16[::-1], GREY16[:, ::-1]])
 BITS: Pixels = RNG.integers(0, 2, GREY.shape).astype(bool)
 STACK: Pixels = RNG.integers(0, 65536, (2, 3, 4, 12, 14)).astype(np.uint16)  # T Z C Y X
+CALIBRATED = "ImageJ=1.54f\nunit=micron\nyunit=mm\n"
 ZYX, CYX, FIVE = STACK[0, :, 0], STACK[0, 0], STACK.reshape(-1, 12, 14)[:5]
 
 
@@ -262,6 +264,24 @@ CASES: dict[str, Case] = {
     "pyramid of pages, level 1": case(lambda: pyramid(sub=False), STACK.reshape(-1, 56)[:48:2, :48:2], level=1),
     "pyramid of pages, level 3": case(lambda: pyramid(sub=False), "unsupported_image", level=3),
     "slide scanner": tiff(RGB, RGB, photometric="rgb", tile=(16, 16), description=APERIO, metadata=None),
+    # by hand, after the descriptions of these formats
+    "lsm": case(lambda: lsm(GREY[None, None], scan=0, sizes={}, voxel_um=(1, 1, 1)), GREY),
+    "lsm of two channels": case(lambda: lsm(CYX[None, :2], scan=0, sizes={}, voxel_um=(1, 1, 1)), "ambiguous_axes"),
+    "lsm of three channels, which it calls rgb": case(lambda: lsm(CYX[None, :3], scan=0, sizes={}, voxel_um=(1, 1, 1)), "ambiguous_axes"),
+    "lsm of three channels, one": case(lambda: lsm(CYX[None, :3], scan=0, sizes={}, voxel_um=(1, 1, 1)), CYX[1], channel=1),
+    "lsm of depths": case(lambda: lsm(ZYX[:, None], scan=0, sizes={"Z": 3}, voxel_um=(1, 1, 1)), ZYX),
+    "lsm of times, depths and channels, one": case(lambda: lsm(STACK.reshape(6, 4, 12, 14), scan=6, sizes={"T": 2, "Z": 3}, voxel_um=(1, 1, 1)), STACK[:, :, 2], channel=2),
+    "lsm of times, depths and channels, all": case(lambda: lsm(STACK.reshape(6, 4, 12, 14), scan=6, sizes={"T": 2, "Z": 3}, voxel_um=(1, 1, 1)), STACK, page="all"),
+    "stk of depths": case(lambda: stk(ZYX, z_um=0.5), ZYX),
+    "stk of times, one": case(lambda: stk(ZYX, interval_ms=20), ZYX[2], page=2),
+    "stk without a word": case(lambda: stk(ZYX), "ambiguous_axes"),
+    "tiff 1-bit palette": case(lambda: packed(BITS.astype(np.uint8), 1, photometric=3, palette=np.array([[9, 8], [7, 6], [5, 4]])), np.array([[9, 7, 5], [8, 6, 4]], np.uint16)[BITS.astype(int)]),
+    "tiff 2-bit": case(lambda: packed(GREY >> 6, 2), (GREY >> 6) * np.uint8(85)),
+    "tiff 4-bit, white is lowest": case(lambda: packed(GREY >> 4, 4, photometric=0), (15 - (GREY >> 4)) * np.uint8(17)),
+    "tiff 12-bit": case(lambda: packed(GREY16 >> 4, 12), GREY16 >> 4),
+    "tiff 12-bit, big-endian": case(lambda: packed(GREY16 >> 4, 12, order=">"), GREY16 >> 4),
+    "tiff 24-bit, big-endian": case(lambda: packed(GREY16.astype(np.uint32), 24, order=">"), "undecodable_image"),
+    "tifffile jpeg of 12 bits": tiff("undecodable_image", GREY16 >> 4, compression="jpeg", bitspersample=12, tile=(16, 16)),
     # NumPy
     "numpy uint8": case(lambda: by_numpy(GREY), GREY),
     "numpy bool": case(lambda: by_numpy(BITS), BITS),
@@ -337,6 +357,31 @@ def test_a_file_of_another_library_is_read_to_the_pixel_or_refused_with_its_code
     check(CASES[kind], CASES[kind].data())
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_no_orientation_moves_a_pixel(kind: str, orientation: int) -> None:
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    plain = decode_image(by_pillow(RGB, kind, **options)).pixels
+    turned = decode_image(by_pillow(RGB, kind, exif=exif(orientation), **options)).pixels
+    np.testing.assert_array_equal(turned, plain)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"ZISRAWFILE", "CZI; save it as TIFF"),
+        (b"\xda\xce\xbe\x0a", "ND2; save it as TIFF"),
+        (b"GIF89a", "GIF"),
+        (b"%PDF-1.7", "PDF"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b"hello, world", "not an image of a kind that is read"),
+    ],
+)
+def test_a_file_that_is_not_read_is_called_by_its_name(start: bytes, words: str) -> None:
+    with pytest.raises(ImageError, match=f"{words}.*PNG, JPEG, WEBP, BMP, TIFF and NPY are read"):
+        open_image(start + bytes(200))
+
+
 @pytest.mark.parametrize(
     ("suffix", "pixels"), [(".tif", GREY16), (".tif", FLOAT), (".png", GREY16), (".bmp", RGB), (".tif", RGB)]
 )
@@ -371,6 +416,10 @@ SIZES: dict[str, tuple[Callable[[], bytes], PixelSize | None]] = {
     "imagej, inch": (lambda: imagej("inch", (25400, 25400)), PixelSize(1, 1)),
     "imagej, pixels": (lambda: imagej("pixel"), None),
     "imagej, depth and time": (lambda: by_tifffile(ZYX, imagej=True, resolution=(4, 4), metadata={"axes": "ZYX", "unit": "um", "spacing": 2.5, "finterval": 30.0}), PixelSize(0.25, 0.25, 2.5, 30)),
+    "imagej, height in another unit": (lambda: by_tifffile(GREY, resolution=(4, 4000), description=CALIBRATED, metadata=None), PixelSize(0.25, 0.25)),
+    "lsm, metres": (lambda: lsm(ZYX[:, None], scan=0, sizes={"Z": 3}, voxel_um=(0.1, 0.2, 0.5)), PixelSize(0.1, 0.2, 0.5)),
+    "stk, calibrated": (lambda: stk(ZYX, z_um=1, pixel_um=0.16), PixelSize(0.16, 0.16)),
+    "stk, not calibrated": (lambda: stk(ZYX, z_um=1), None),
     "tags, 20,000 a centimetre": (lambda: tagged(20_000, "centimeter"), PixelSize(0.5, 0.5)),
     "tags, 25,400 an inch": (lambda: tagged(25_400, "inch"), PixelSize(1, 1)),
     "tags, 300 dots an inch are no length": (lambda: tagged(300, "inch"), None),
@@ -394,4 +443,4 @@ def test_the_pixel_size_is_the_files_where_it_is_a_real_length(kind: str) -> Non
         assert found is expected
         return
     assert (found.x_um, found.y_um) == pytest.approx((expected.x_um, expected.y_um), rel=1e-6)
-    assert (found.z_um, found.frame_s) == (expected.z_um, expected.frame_s)
+    assert (found.z_um, found.frame_s) == pytest.approx((expected.z_um, expected.frame_s))

@@ -206,10 +206,10 @@ def test_an_animation_is_refused_until_a_page_is_said(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"GIF89a" + bytes(50), b"%PDF-1.4", b"plain text", b"\0" * 100, by_pillow(PillowImage.fromarray(RGB8), "GIF")],
+    [b"plain text", b"\0" * 100],
 )
 def test_what_is_no_image_of_a_known_kind_is_refused_with_its_first_bytes(data: bytes) -> None:
-    with pytest.raises(UndecodableImageError, match="not an image of a kind that is read"):
+    with pytest.raises(UndecodableImageError, match=f"not an image of a kind that is read.* {data[:8].hex(' ')};"):
         decode_image(data)
 
 
