@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,30 @@ def test_alerts_say_what_to_do_and_have_a_severity() -> None:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["action"]
+
+
+def test_each_alert_has_a_case_in_which_it_fires() -> None:
+    cases = yaml.safe_load((DEPLOY / "alerts_test.yml").read_text())["tests"]
+    fired = {rule["alertname"] for case in cases for rule in case["alert_rule_test"] if rule["exp_alerts"]}
+    assert fired == {rule["alert"] for rule in alerts()}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, which comes with Prometheus, is not here")
+@pytest.mark.parametrize(
+    "command",
+    ["check rules alerts.yml", "test rules alerts_test.yml", "check config --syntax-only prometheus.yml"],
+)
+def test_prometheus_itself_agrees(command: str) -> None:
+    ended = subprocess.run(["promtool", *command.split()], cwd=DEPLOY, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_compose_gives_a_stopped_service_the_time_that_it_takes_to_drain() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    settings = Settings()
+    for name in ("maskwell", "maskwell-cpu"):
+        grace_s = int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
+        assert grace_s > settings.drain_grace_s + settings.drain_deadline_s
 
 
 def test_the_dashboard_has_panels_that_do_not_overlap() -> None:
