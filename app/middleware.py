@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.doors import METRICS_PATH
+from app.doors import METRICS_PATH, WORK_PATHS
 from app.errors import (
     INTERNAL,
     DrainingError,
@@ -197,8 +197,9 @@ class _Exchange:
 
     @property
     def route(self) -> str:
-        """Template of the route that matched; empty if none did."""
-        return str(getattr(self.scope.get("route"), "path", ""))
+        """Template of the route that matched, or would have had the doors let it in; empty if none did."""
+        path = self.scope["path"]
+        return str(getattr(self.scope.get("route"), "path", path if path in WORK_PATHS else ""))
 
     @property
     def outcome(self) -> int | None:

@@ -25,7 +25,7 @@ from app.peers import Peers
 from app.protocol import make_protocol
 from app.rates import RATE_UNITS, RateLimit
 from app.settings import Settings
-from app.supervisor import Supervisor
+from app.supervisor import Supervisor, describe_address
 
 # On top of grace and deadline, for the answers themselves to go out.
 LAST_RESORT_S = 15.0
@@ -53,9 +53,8 @@ class Server(uvicorn.Server):
         """Listen, once the models are loaded and warm; and say where."""
         await super().startup(sockets)
         if self.started and sockets is None:  # else it is a worker, of which the supervisor speaks
-            host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
             port = self.servers[0].sockets[0].getsockname()[1]
-            logger.info("ready on http://%s:%d", host, port)
+            logger.info("ready on %s", describe_address(self._settings.host, port))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler. uvicorn's own notes the signal, to raise it again at the end: no status 0 after that."""

@@ -277,8 +277,10 @@ class Supervisor:
                 worker.beat = message
                 if worker.serves and worker.ready_at is None:
                     worker.ready_at = worker.heard_at
-                    self._served = True
                     logger.info("worker %d is ready", worker.pid)
+                    if not self._served:
+                        self._served = True
+                        logger.info("ready on %s", describe_address(self._settings.host, self._settings.port))
             case Look():
                 for other in self._workers:
                     if other is not worker:
@@ -334,6 +336,11 @@ class Supervisor:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def describe_address(host: str, port: int) -> str:
+    """Where a service is, as a URL."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _describe_exit(code: int | None) -> str:
