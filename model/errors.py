@@ -4,7 +4,8 @@ SegmentationError
 |- ImageError                the sender can fix it
 |  |- UndecodableImageError  not a format we read, or damaged
 |  |- ImageTooLargeError     more pixels than allowed
-|  `- AmbiguousAxesError     several planes, and nothing says which one is meant
+|  |- AmbiguousAxesError     several planes, and nothing says which one is meant
+|  `- ImageMemoryError       a MemoryError as well: there is no room for it now, which is no fault of the image
 `- WeightsError              the operator can fix it: the file of weights cannot be used
 """
 
@@ -27,6 +28,10 @@ class ImageTooLargeError(ImageError):
 
 class AmbiguousAxesError(ImageError):
     """The file holds several planes and the request does not say which one is meant."""
+
+
+class ImageMemoryError(ImageError, MemoryError):
+    """There is no memory for an image that is within the limits; later there may be."""
 
 
 class WeightsError(SegmentationError):

@@ -13,12 +13,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import AmbiguousAxesError, ImageError, ImageTooLargeError, UndecodableImageError
+from model.errors import AmbiguousAxesError, ImageError, ImageMemoryError, ImageTooLargeError, UndecodableImageError
 from model.types import Image
 
 DEFAULT_MAX_PIXELS = 8192 * 8192
 MAX_PLANES = 10_000
 MAX_BYTES_A_PIXEL = 8  # RGBA of 16 bits, which the largest image allowed may have
+# What one array of an honest plane may take: RGBA of 64 bits. And of an honest header, whatever it says.
+WIDEST_PIXEL_BYTES, HONEST_BYTES = 32, 64 * 1024**2
 # Letters that `axes` may hold: time, depth, channel, height, width, and the samples of one colour.
 AXES = "TZCYXS"
 # Planes along these belong together and are alike, so each is segmented as a picture of its own.
@@ -214,7 +216,7 @@ class ImageSource:
                 raise UndecodableImageError(f"the plane holds {rows.shape[1]} x {rows.shape[0]} px, not as it says")
             return rows
 
-        with decoder_errors():
+        with decoder_errors(WIDEST_PIXEL_BYTES * self.height * self.width):
             numbers = self._planes[plane].tolist()
             if len(numbers) > 1:
                 return _mean(map(read, numbers), len(numbers))
@@ -345,17 +347,30 @@ class ArrayStore:
 
 
 @contextmanager
-def decoder_errors() -> Iterator[None]:
-    """Turn whatever a decoder raises into an ImageError."""
+def decoder_errors(honest_bytes: int = HONEST_BYTES) -> Iterator[None]:
+    """Turn whatever a decoder raises into an ImageError.
+
+    Args:
+        honest_bytes: as much as one array of an image may need that is what its header says. Where there is no memory
+            for that, it is the machine that is short of it; where a decoder asks for more, the file lies.
+    """
     try:
         yield
     except ImageError:
         raise
     except MemoryError as error:
+        if _asked_bytes(error) <= max(honest_bytes, HONEST_BYTES):
+            raise ImageMemoryError("there is no memory for the image now") from error
         raise ImageTooLargeError("the image does not fit into memory") from error
     except Exception as error:  # decoders raise whatever their depths raise; the sender sees one kind
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UndecodableImageError(f"the image is damaged or cut short: {reason}") from error
+
+
+def _asked_bytes(error: MemoryError) -> float:
+    """How much was asked for in vain, as NumPy says; infinite where nobody does."""
+    shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
+    return math.inf if shape is None or dtype is None else math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:

@@ -1,6 +1,7 @@
 """Which planes, axes and channels a selection means, and what is refused because nothing says it."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import tifffile
 
-from model.errors import AmbiguousAxesError, ImageError, ImageTooLargeError, UndecodableImageError
+from model.errors import AmbiguousAxesError, ImageError, ImageMemoryError, ImageTooLargeError, UndecodableImageError
 from model.images import decode_image, inspect_image, open_image
 from model.source import PixelSize, Selection, check_axes
 
@@ -222,3 +223,31 @@ def test_axes_may_name_those_of_length_1_too() -> None:
     np.testing.assert_array_equal(decode_image(colour, axes="TZCYXS", page=1).pixels, RGB)
     with pytest.raises(AmbiguousAxesError, match="axes=TZCYX names 5 axes"):
         decode_image(colour, axes="TZCYX", page=1)
+
+
+def short_of_memory(_: int) -> None:
+    error = MemoryError("Unable to allocate")
+    vars(error).update(shape=(16, 18, 3), dtype=np.dtype(np.uint8))  # as NumPy's own has them
+    raise error
+
+
+def ask_for_too_much(_: int) -> None:
+    np.empty((1 << 40, 1 << 10))
+
+
+def ask_in_c(_: int) -> None:  # which does not say for how much
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [(short_of_memory, ImageMemoryError), (ask_for_too_much, ImageTooLargeError), (ask_in_c, ImageTooLargeError)],
+)
+def test_no_memory_is_the_machine_s_fault_where_the_image_asks_for_what_it_said(
+    monkeypatch: pytest.MonkeyPatch, read: Callable[[int], None], kind: type[ImageError]
+) -> None:
+    source = open_image(as_npy(RGB), Selection(axes="YXS"))
+    monkeypatch.setattr(source._store, "read", read)
+    with pytest.raises(kind):
+        source.read()
+    assert issubclass(ImageMemoryError, MemoryError)  # so that the service answers as it does where it has none itself
