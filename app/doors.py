@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import KeyMissingError, RequestError, UploadTooLargeError, problem_response
 from app.keys import Key, KeyRing
 from app.notes import current_notes
-from app.rates import REQUESTS, RateLimit, to_client
+from app.rates import REQUESTS, RateLimit, rates_of, to_client
 from app.settings import Settings
 
 # Without a key: the probes, for orchestrators have none; the page and the documentation, which show what the source
@@ -36,7 +36,7 @@ class Doors:
         self._keys = keys
         self._max_upload_bytes = settings.max_upload_bytes
         self._open_paths = OPEN_PATHS | ({METRICS_PATH} if settings.metrics == "open" else set())
-        self._rate = RateLimit(REQUESTS, settings.max_client_requests_per_min, shared)
+        self._rate = RateLimit(REQUESTS, rates_of(settings)[REQUESTS], shared)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

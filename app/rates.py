@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import RateLimitedError
+from app.settings import Settings
 
 # Clients that are remembered, in sets of a few; in a set that is full, whoever was quiet longest is forgotten, and
 # starts with a full bucket again.
@@ -20,7 +21,7 @@ SETS, SET_SIZE = 8192, 8
 # A bucket: whose (a digest), what is in it, and since when.
 BUCKET = struct.Struct("<16sdd")
 SECRET_BYTES = 16
-RATE_UNITS = REQUESTS, PIXELS = "requests", "pixels"
+REQUESTS, PIXELS = "requests", "pixels"
 # Whoever holds the lock needs microseconds. A process that was stopped while holding it shall not stop the others: a
 # charge that is lost is the lesser evil.
 LOCK_TRIES = 200
@@ -46,10 +47,14 @@ class Buckets:
 
     @staticmethod
     def create(path: Path) -> None:
-        """Make an empty table in a file; what is not used of it takes no room."""
+        """Make an empty table in a file.
+
+        Raises:
+            OSError: it cannot be written, or there is no room for all of it, which would be deadly later.
+        """
         with path.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, SECRET_BYTES + SETS * SET_SIZE * BUCKET.size)
             file.write(os.urandom(SECRET_BYTES))
-            file.truncate(SECRET_BYTES + SETS * SET_SIZE * BUCKET.size)
 
     def update(self, client: str, change: Callable[[float, float], tuple[float, float]], new: float) -> None:
         """Change one client's bucket, in one step for all processes.
@@ -117,9 +122,10 @@ class RateLimit:
         self._buckets = Buckets(folder / _file_name(unit) if folder else None) if per_min else None
 
     @staticmethod
-    def prepare(unit: str, folder: Path) -> None:
-        """Make what the processes share of a limit, before they start."""
-        Buckets.create(folder / _file_name(unit))
+    def prepare(unit: str, per_min: float, folder: Path) -> None:
+        """Make what the processes share of a limit, before they start; arguments and errors as elsewhere here."""
+        if per_min:
+            Buckets.create(folder / _file_name(unit))
 
     def charge(self, client: str, cost: float) -> None:
         """Take so much out of a client's bucket.
@@ -148,6 +154,11 @@ class RateLimit:
     @staticmethod
     def _refuses(missing: float) -> bool:
         return missing > 1e-9
+
+
+def rates_of(settings: Settings) -> dict[str, float]:
+    """How much of each unit a client may ask for in a minute; 0 is no limit."""
+    return {REQUESTS: settings.max_client_requests_per_min, PIXELS: settings.max_client_pixels_per_min}
 
 
 def _file_name(unit: str) -> str:

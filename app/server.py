@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 import time
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,9 +24,9 @@ from app.logs import make_log_config
 from app.main import create_app
 from app.peers import Peers
 from app.protocol import make_protocol
-from app.rates import RATE_UNITS, RateLimit
+from app.rates import RateLimit, rates_of
 from app.settings import Settings
-from app.supervisor import Supervisor, describe_address
+from app.supervisor import FAILED_START, Supervisor, describe_address
 
 # On top of grace and deadline, for the answers themselves to go out.
 LAST_RESORT_S = 15.0
@@ -93,11 +94,16 @@ def serve(settings: Settings) -> int:
         make_server(create_app(settings), settings).run()
         return 0
     logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
-    with tempfile.TemporaryDirectory(prefix="maskwell-workers-") as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        try:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="maskwell-workers-"))
+            folder = Path(name)
+            for unit, per_min in rates_of(settings).items():
+                RateLimit.prepare(unit, per_min, folder)
+        except OSError as error:
+            logger.error("there is no place for what workers share, which TMPDIR may name: %s", error)
+            return FAILED_START
         os.environ[metrics.SHARED_FOLDER] = name  # the workers inherit it
-        for unit in RATE_UNITS:
-            RateLimit.prepare(unit, folder)
         return Supervisor(settings, partial(run_worker, folder), partial(metrics.bury, folder)).run()
 
 

@@ -19,7 +19,7 @@ from app.lifecycle import Lifecycle
 from app.metrics import SAMPLE_S, Metrics
 from app.notes import current_notes
 from app.peers import Beat, Peers
-from app.rates import PIXELS, RateLimit
+from app.rates import PIXELS, RateLimit, rates_of
 from app.registry import Model, Registry
 from app.schemas import FileProblem, PreviewQuery, SegmentQuery, Status
 from app.settings import Settings
@@ -122,7 +122,7 @@ class Service:
             on_swap=peers.tell_of_change if peers else lambda: None,
         )
         self.uploads = UploadBudget(settings.max_held_upload_bytes)
-        self._pixel_rate = RateLimit(PIXELS, settings.max_client_pixels_per_min, peers.folder if peers else None)
+        self._pixel_rate = RateLimit(PIXELS, rates_of(settings)[PIXELS], peers.folder if peers else None)
         self._small_px = max(settings.max_pixels // SMALL_PART, 1)
         self._small = Lane("codec", threads=settings.codec_thread_count, max_pixels=settings.max_pixels)
         self._large = Lane("codec-large", threads=1, max_pixels=settings.max_pixels)

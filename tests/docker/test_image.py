@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 NETWORK = ["--network", "host"] if os.environ.get("MASKWELL_TEST_HOST_NETWORK") == "1" else []
 LOCKED = [
     "--network", "none", "--read-only", "--tmpfs", "/tmp:mode=1777,size=2g", "--cap-drop", "ALL",
-    "--security-opt", "no-new-privileges",
+    "--security-opt", "no-new-privileges", "--no-healthcheck",
 ]  # fmt: skip
 SERVE, TEST = "maskwell-e2e:serve", "maskwell-e2e:test"
 

@@ -211,6 +211,18 @@ def test_workers_that_cannot_start_say_so_once(tmp_path: Path) -> None:
         httpx.get(server.url)
 
 
+def test_workers_that_have_nowhere_to_share_anything_say_so(folder: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    code = (
+        f"import sys, tempfile; tempfile.tempdir = {str(nowhere)!r}; from app.__main__ import main; sys.exit(main([]))"
+    )
+    server = ServerProcess(folder, tmp_path / "log", SETTINGS | {"log_level": "error"}, command=("-c", code))
+    server.start()
+    assert server.wait() == 3
+    [line] = server.log.read_text().strip().splitlines()
+    assert "no place for what workers share" in line
+
+
 def test_workers_whose_supervisor_is_killed_drain_and_end(folder: Path, tmp_path: Path) -> None:
     with ServerProcess(folder, tmp_path / "log", SETTINGS) as server:
         workers = ready_workers(server)

@@ -90,7 +90,7 @@ def test_where_there_is_no_room_for_a_client_the_one_that_was_quiet_longest_is_f
 
 
 def test_processes_that_share_a_limit_let_in_what_it_says_and_no_more(tmp_path: Path) -> None:
-    RateLimit.prepare("requests", tmp_path)
+    RateLimit.prepare("requests", 1, tmp_path)
     code = """
         import sys
         from pathlib import Path
@@ -129,7 +129,7 @@ def test_processes_that_share_a_limit_let_in_what_it_says_and_no_more(tmp_path: 
 
 
 def test_a_process_that_was_stopped_with_the_lock_in_its_hand_stops_no_other(tmp_path: Path) -> None:
-    RateLimit.prepare("requests", tmp_path)
+    RateLimit.prepare("requests", 1, tmp_path)
     limit = RateLimit("requests", 2, tmp_path, clock=Clock())
     with (tmp_path / "rate-requests").open("rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
@@ -139,7 +139,7 @@ def test_a_process_that_was_stopped_with_the_lock_in_its_hand_stops_no_other(tmp
 
 
 def test_what_a_bucket_holds_survives_the_process_that_counted(tmp_path: Path) -> None:
-    RateLimit.prepare("requests", tmp_path)
+    RateLimit.prepare("requests", 1, tmp_path)
     RateLimit("requests", 1, tmp_path, clock=Clock()).charge("a", 1)
     assert refusal(RateLimit("requests", 1, tmp_path, clock=Clock()), 1) == 60
 
