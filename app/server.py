@@ -4,6 +4,7 @@ import asyncio
 import logging
 import logging.config
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -30,6 +31,7 @@ from app.supervisor import FAILED_START, Supervisor, describe_address
 
 # On top of grace and deadline, for the answers themselves to go out.
 LAST_RESORT_S = 15.0
+MAX_FILES = 65_536
 
 logger = logging.getLogger("app.server")
 
@@ -90,6 +92,7 @@ def serve(settings: Settings) -> int:
     Returns:
         The exit status, where it is not uvicorn that ends the process.
     """
+    _raise_file_limit()
     if settings.workers == 1:
         make_server(create_app(settings), settings).run()
         return 0
@@ -105,6 +108,14 @@ def serve(settings: Settings) -> int:
             return FAILED_START
         os.environ[metrics.SHARED_FOLDER] = name  # the workers inherit it
         return Supervisor(settings, partial(run_worker, folder), partial(metrics.bury, folder)).run()
+
+
+def _raise_file_limit() -> None:
+    """As many open files, and so connections, as the system lets this process have; shells give it a fraction."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if wanted > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def run_worker(folder: Path, settings: Settings, listener: socket.socket, link: Connection, slot: int) -> None:
