@@ -48,10 +48,10 @@ def check(answer: httpx.Response, status: int, code: str, detail: str = "") -> N
 
 
 FILES = {
-    "no image": (b"hello", 415, "undecodable_image", "b'hello'"),
+    "no image": (b"hello", 415, "undecodable_image", "68 65 6c 6c 6f"),
     "nothing": (b"", 415, "undecodable_image", "0 bytes"),
-    "a gif": (b"GIF89a" + bytes(50), 415, "undecodable_image", "GIF89a"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "undecodable_image", "svg"),
+    "a gif": (b"GIF89a" + bytes(50), 415, "undecodable_image", "a GIF"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "undecodable_image", "SVG"),
     "too many pixels": (promise_png(9000, 9000), 413, "image_too_large", "9000 x 9000 px"),
     "a bomb": (promise_png(2**31 - 1, 2**31 - 1), 413, "image_too_large", "at most 16,777,216"),
     "complex numbers": (complex_tiff(), 422, "unsupported_image", "complex"),
