@@ -51,6 +51,6 @@ def write_archive(results: Sequence[tuple[str, bytes]], problems: Sequence[FileP
     """A zip of results by name; `errors.json` where there were problems."""
     files = dict(results)
     if problems:
-        listed = [problem.model_dump(mode="json") for problem in problems]
+        listed = [problem.model_dump(mode="json", exclude_none=True) for problem in problems]
         files["errors.json"] = json.dumps(listed, indent=2, ensure_ascii=False).encode()
     return write_zip(files)

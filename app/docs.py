@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.errors import ANSWERS, PROBLEM_JSON
-from app.schemas import FileProblem, Health, Problem
+from app.schemas import FileProblem, Health, OpenChoices, Problem
 from model.outputs import SUFFIXES
 
 Answers = dict[int | str, dict[str, Any]]
@@ -41,6 +41,7 @@ DETAILS = {
     "out_of_memory": "cuda:0 has no memory for one tile",
     "deadline_exceeded": "the image waited 300 s, which is the longest allowed",
 }
+CHOICES = OpenChoices(planes=5, plane_axes="Q", channels=0, channel_names=[], axes=["ZYX", "TYX", "CYX"])
 REQUEST_ID_HEADER = {"description": "The client's own, if it was sane, or a new one.", "schema": {"type": "string"}}
 RESULT_HEADERS = {
     "X-Request-ID": REQUEST_ID_HEADER,
@@ -78,6 +79,7 @@ def problems(*codes: str) -> Answers:
             code=answer.code,
             detail=DETAILS[answer.code],
             request_id="3f0c7f2b5d2a4b0f9a7f2f6b0d7b1c55",
+            choices=CHOICES if answer.code == "ambiguous_axes" else None,
         )
         entry = answers.setdefault(
             answer.status,
@@ -89,7 +91,7 @@ def problems(*codes: str) -> Answers:
         )
         entry["content"][PROBLEM_JSON]["examples"][answer.code] = {
             "summary": answer.title,
-            "value": example.model_dump(),
+            "value": example.model_dump(exclude_none=True),
         }
         titles = (entry["description"], answer.title)
         entry["description"] = "; ".join(title for title in titles if title)

@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.notes import current_notes
-from app.schemas import Problem
+from app.schemas import OpenChoices, Problem
 from model.errors import (
     AmbiguousAxesError,
     ImageError,
@@ -238,6 +238,7 @@ def to_problem(error: Exception, request_id: str) -> tuple[Problem, dict[str, st
         detail = "internal error" if answer is INTERNAL else str(error)
         if isinstance(error, RequestError):
             headers.update(error.headers())
+    choices = error.choices if isinstance(error, AmbiguousAxesError) else None
     problem = Problem(
         type=f"urn:maskwell:problem:{answer.code}",
         title=answer.title,
@@ -245,6 +246,7 @@ def to_problem(error: Exception, request_id: str) -> tuple[Problem, dict[str, st
         code=answer.code,
         detail=detail,
         request_id=request_id,
+        choices=None if choices is None else OpenChoices.model_validate(choices),
     )
     return problem, headers
 
@@ -254,7 +256,10 @@ def problem_response(error: Exception, request_id: str) -> Response:
     problem, headers = to_problem(error, request_id)
     current_notes().reason = problem.code
     return Response(
-        problem.model_dump_json(), status_code=problem.status, headers=dict(headers), media_type=PROBLEM_JSON
+        problem.model_dump_json(exclude_none=True),
+        status_code=problem.status,
+        headers=dict(headers),
+        media_type=PROBLEM_JSON,
     )
 
 

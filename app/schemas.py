@@ -126,6 +126,20 @@ class PreviewQuery(ImageQuery):
         return Selection(self.page, self.channel, self.axes, self.level)
 
 
+class OpenChoices(BaseModel):
+    """What a file leaves open, for programs that let their users choose."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    planes: int = Field(
+        description="`page` is one of 0 to planes - 1, once `channel` is chosen; 0 where `axes` is first."
+    )
+    plane_axes: str = Field(description="A letter for each axis on which the planes lie; others than TZC have no name.")
+    channels: int = Field(description="`channel` is one of 0 to channels - 1; 0 where nothing says that there are any.")
+    channel_names: list[str] = Field(description="As many as there are channels, or none.")
+    axes: list[str] = Field(description="Values of `axes` that are worth a try; none where the file names its axes.")
+
+
 class Problem(BaseModel):
     """Why a request was refused (RFC 9457)."""
 
@@ -135,6 +149,7 @@ class Problem(BaseModel):
     code: str = Field(description="Stable name of the kind, for programs.")
     detail: str = Field(description="What was found, and what is allowed.")
     request_id: str = Field(description="As in X-Request-ID; stands in the log.")
+    choices: OpenChoices | None = Field(None, description="With `ambiguous_axes` alone: what there is to choose from.")
 
 
 class FileProblem(BaseModel):

@@ -9,6 +9,27 @@ SegmentationError
 `- WeightsError              the operator can fix it: the file of weights cannot be used
 """
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a file leaves open, for programs that let their users choose.
+
+    Attributes:
+        planes: how many there are once a channel is chosen; `page` is one of 0 to planes - 1.
+        plane_axes: a letter for each axis on which they lie, T, Z, C; another where the file does not name it.
+        channels: how many; 0 where nothing says that there are any.
+        channel_names: as many as there are channels, or none.
+        axes: readings of the file's axes that are worth a try; none where it names them.
+    """
+
+    planes: int
+    plane_axes: str = ""
+    channels: int = 0
+    channel_names: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
+
 
 class SegmentationError(Exception):
     """Base of all that Maskwell raises on purpose; its text is fit to be shown to the user."""
@@ -27,7 +48,16 @@ class ImageTooLargeError(ImageError):
 
 
 class AmbiguousAxesError(ImageError):
-    """The file holds several planes and the request does not say which one is meant."""
+    """The file holds several planes and the request does not say which one is meant.
+
+    Args:
+        detail: what was found, and how to say what is meant.
+        choices: the same for programs, where there is something to choose from.
+    """
+
+    def __init__(self, detail: str, choices: Choices | None = None) -> None:
+        super().__init__(detail)
+        self.choices = choices
 
 
 class ImageMemoryError(ImageError, MemoryError):

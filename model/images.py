@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 
 from model import npy, pictures, tiff
-from model.errors import ImageError, UndecodableImageError
+from model.errors import AmbiguousAxesError, ImageError, UndecodableImageError
 from model.png import write_png
 from model.source import DEFAULT_MAX_PIXELS, ImageSource, PixelSize, Selection, decoder_errors
 from model.types import Image, Labels, Levels, Mask, Probability
@@ -132,6 +132,8 @@ def file_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UndecodableImageError(f"{path}: {error.strerror or error}") from error
+    except AmbiguousAxesError as error:
+        raise AmbiguousAxesError(f"{path}: {error}", error.choices) from error
     except ImageError as error:
         raise type(error)(f"{path}: {error}") from error
 

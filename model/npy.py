@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import AmbiguousAxesError, ImageError, UndecodableImageError
+from model.errors import AmbiguousAxesError, Choices, ImageError, UndecodableImageError
 from model.source import ArrayStore, Contents, Selection, fit_axes
 
 MAGIC = b"\x93NUMPY"
@@ -66,6 +66,10 @@ def _find_axes(shape: tuple[int, ...], given: str | None, found: str) -> str:
     if len(shape) == 3:
         colour = "axes=YXS for colour, " if shape[2] in (3, 4) else ""
         ways = f"{colour}axes=CYX or axes=YXC for channels, axes=ZYX or axes=TYX for planes"
+        readings = (*(("YXS",) if colour else ()), "CYX", "YXC", "ZYX", "TYX")
     else:
         ways = "for instance axes=TZCYX for time, depth, channel, height and width"
-    raise AmbiguousAxesError(f"{found}; a NumPy file does not name its axes; say what they are: {ways}")
+        readings = ("TZCYX",) if len(shape) == 5 else ("TZYX", "ZCYX", "TCYX") if len(shape) == 4 else ()
+    raise AmbiguousAxesError(
+        f"{found}; a NumPy file does not name its axes; say what they are: {ways}", Choices(0, axes=readings)
+    )

@@ -51,7 +51,9 @@ def open_picture(data: bytes, selection: Selection, *, max_pixels: int) -> Conte
         try:
             picture = PillowImage.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise UndecodableImageError(f"{_describe(data)}; {', '.join(FORMATS)}, TIFF and NPY are read") from error
+            raise UndecodableImageError(
+                f"{_describe(data)}; {', '.join(FORMATS)}, TIFF and NPY are read; this starts with {data[:8]!r}"
+            ) from error
         # a camera's or telephone's MPO is a JPEG with a preview of itself behind it
         kind = "JPEG" if picture.format == "MPO" else picture.format or ""
         n_frames = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)
@@ -74,9 +76,7 @@ def _describe(data: bytes) -> str:
     for at, start, words in _OTHERS:
         if data[at : at + len(start)] == start:
             return words
-    return (
-        f"not an image of a kind that is read, or its header is damaged; it starts with the bytes {data[:8].hex(' ')}"
-    )
+    return "not an image of a kind that is read, or its header is damaged"
 
 
 class _PictureStore:

@@ -13,7 +13,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import AmbiguousAxesError, ImageError, ImageMemoryError, ImageTooLargeError, UndecodableImageError
+from model.errors import (
+    AmbiguousAxesError,
+    Choices,
+    ImageError,
+    ImageMemoryError,
+    ImageTooLargeError,
+    UndecodableImageError,
+)
 from model.types import Image
 
 DEFAULT_MAX_PIXELS = 8192 * 8192
@@ -170,7 +177,8 @@ class ImageSource:
             self._store.check(index, max_pixels)
         if len(shapes) > 1:
             raise AmbiguousAxesError(
-                f"{contents.found}, of several sizes: {self.n_pages} planes; {_say_page(len(self))}"
+                f"{contents.found}, of several sizes: {self.n_pages} planes; {_say_page(len(self))}",
+                Choices(len(self), self.axes),
             )
         [(self.height, self.width, self._samples)] = shapes
         if self._sample is not None and self._sample != "mean" and self._sample >= min(self._samples, 3):
@@ -256,7 +264,8 @@ class ImageSource:
                 else ""
             )
             raise AmbiguousAxesError(
-                f"{self._contents.found}: {self.n_pages} planes, and nothing says that they are channels{way}"
+                f"{self._contents.found}: {self.n_pages} planes, and nothing says that they are channels{way}",
+                self._choices(),
             )
         else:
             _find_channel(channel, 1, self.channel_names)  # of grey there is one, so any name of it is good
@@ -269,9 +278,22 @@ class ImageSource:
             self._planes = self._planes[page : page + 1]
             n = 1
         elif n > 1 and not (several and (page == "all" or set(self.axes) <= set(PLANE_AXES))):
-            raise AmbiguousAxesError(f"{self._contents.found}: {n} planes; {self._ways_out(several)}")
+            raise AmbiguousAxesError(f"{self._contents.found}: {n} planes; {self._ways_out(several)}", self._choices())
         if n == 1:
             self.axes, self.sizes = "", ()
+
+    def _choices(self) -> Choices:
+        """What `_ways_out` says, for programs."""
+        channels = self.sizes[self.axes.index("C")] if "C" in self.axes else 0
+        unknown = set(self.axes) & set(UNKNOWN_AXES) and self._contents.full_axes
+        readings = tuple(_suggest_axes(self._contents, letter) for letter in "ZTC") if unknown else ()
+        return Choices(
+            len(self._planes),
+            self.axes,
+            channels,
+            self.channel_names if channels else (),
+            tuple(dict.fromkeys(readings)),
+        )
 
     def _ways_out(self, several: bool) -> str:
         """How to say what is meant."""

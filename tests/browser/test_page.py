@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ PASTE = DROP.replace(
 def to_tiff(image: npt.NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, image, photometric="minisblack")
+    return buffer.getvalue()
+
+
+def to_imagej(image: npt.NDArray[Any], resolution: tuple[float, float] | None = None, **about: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, image, imagej=True, resolution=resolution, metadata=about)
     return buffer.getvalue()
 
 
@@ -119,17 +126,20 @@ def test_three_dropped_pictures_are_segmented_and_the_stack_asks_for_its_plane(
     for index, data in enumerate((PNG, TIFF16)):
         n = int(decode(ask(server, data, output="labels")).max())
         expect(lines.nth(index)).to_contain_text(f"{n} cell")
-    expect(lines.nth(2)).to_contain_text("which plane?")
+    expect(lines.nth(2)).to_contain_text("Which plane?")
 
     lines.nth(2).click()
-    problem = page.locator("#problem")
-    expect(problem).to_contain_text("3 planes")
+    question = page.locator("#question")
+    expect(question).to_contain_text("holds 3 planes, and does not say what they are")
     expect(page.locator("#planes-hint")).to_have_text("0 to 2")
+    assert [option.get_attribute("value") for option in page.query_selector_all("#readings option")] == [
+        "ZYX", "TYX", "CYX",
+    ]  # fmt: skip
     assert find_barriers(page) == []
     page.fill("#plane", "1")
     page.press("#plane", "Enter")
     wait_for(page, "exact")
-    expect(problem).to_be_hidden()
+    expect(question).to_be_empty()
     page.check("[value=fill]")
     page.click("[data-zoom=one]")
     page.wait_for_selector("#stage[data-scale='1']")
@@ -147,20 +157,55 @@ def test_three_dropped_pictures_are_segmented_and_the_stack_asks_for_its_plane(
 
 
 def test_a_channel_is_chosen_where_the_file_has_several(page: Page, server: ServerProcess) -> None:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, np.stack([GREY, GREY[::-1]]), imagej=True, metadata={"axes": "CYX"})
-    drop(page, two_tif=buffer.getvalue())
-    expect(page.locator("#problem")).to_contain_text("channel=0")
+    about: dict[str, Any] = {"axes": "CYX", "Labels": ["DAPI", "GFP"]}
+    data = to_imagej(np.stack([GREY, GREY[::-1]]), **about)
+    drop(page, two_tif=data, more_tif=to_imagej(np.stack([GREY[::-1], GREY]), **about))
+    expect(page.locator("#question")).to_have_text("This file holds 2 channels: DAPI, GFP. Which one shows the cells?")
+    expect(page.locator("#list .open").nth(1)).to_contain_text("Which channel?")
+    expect(page.locator("#plane-part")).to_be_hidden()
     assert find_barriers(page) == []
-    page.fill("#channel", "1")
-    page.press("#channel", "Enter")
+    page.select_option("#channel", "GFP")
+    page.click("#for-all")
     wait_for(page, "exact")
-    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#question")).to_be_empty()
+    expect(page.locator("#list .open").nth(1)).to_contain_text("cell")
     page.check("[value=fill]")
     page.click("[data-zoom=one]")
     page.wait_for_selector("#stage[data-scale='1']")
-    assert np.array_equal(shown_mask(page), ask_for_mask(server, buffer.getvalue(), channel="1"))
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, data, channel="1"))
     expect(page.locator("#shell")).to_contain_text("channel=1")
+
+
+def test_a_stack_of_times_is_walked_through_plane_by_plane_and_downloaded_as_a_whole(
+    page: Page, server: ServerProcess
+) -> None:
+    data = to_imagej(np.stack([GREY, GREY[::-1], GREY[:, ::-1]]), axes="TYX")
+    open_at_once(page, data, "times_tif")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, data, page=0))
+    expect(page.locator("#planes-hint")).to_have_text("0 to 2, time")
+    expect(page.locator("#for-all")).to_be_hidden()
+    with page.expect_response(lambda response: "page=1" in response.url):
+        page.click("[aria-label='The next plane']")
+    wait_for(page, "exact")
+    page.click("[data-zoom=one]")
+    page.wait_for_selector("#stage[data-scale='1']")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, data, page=1))
+    assert find_barriers(page) == []
+    page.check("#whole")
+    for output, words, ending in (("labels", "Labels", ".tif"), ("table", "Table", ".csv")):
+        with page.expect_download() as download:
+            page.click(f"#downloads button:text-is('{words}')")
+        assert download.value.suggested_filename == f"times_{output}{ending}"
+        assert Path(download.value.path()).read_bytes() == ask(server, data, output=output)
+
+
+def test_sizes_are_in_micrometres_too_where_the_file_says_how_large_a_pixel_is(page: Page) -> None:
+    drop(page, sized_tif=to_imagej(GREY, resolution=(2, 2), axes="YX", unit="um"))
+    wait_for(page, "exact")
+    sizes = page.locator("#sizes").text_content() or ""
+    found = re.match(r"Median ([0-9,]+) px \(([0-9.]+) µm²\)", sizes)
+    assert found, sizes
+    assert float(found[2]) == pytest.approx(int(found[1].replace(",", "")) / 4, rel=0.01)
 
 
 def test_the_pixels_on_show_are_those_of_the_mask_that_the_api_returns(page: Page, server: ServerProcess) -> None:
@@ -319,6 +364,7 @@ def test_a_pasted_picture_is_zoomed_by_the_wheel_and_moved_by_the_mouse(page: Pa
 def test_what_is_no_image_is_refused_in_words(page: Page) -> None:
     drop(page, notes_txt=b"hello", cells_png=PNG)
     expect(page.locator("#problem")).to_contain_text("notes.txt. Not an image that can be read")
+    expect(page.locator("#again")).to_be_hidden()  # it would not be one the next time
     expect(page.locator("#list .open").nth(0)).to_contain_text("Not segmented")
     expect(page.locator("#list .open").nth(1)).to_contain_text("cells")
     page.click("[aria-label='Remove notes.txt']")

@@ -7,6 +7,7 @@ import app.errors as errors
 import model.errors as model_errors
 from app.docs import DETAILS
 from app.errors import ANSWERS, INTERNAL, NOT_ANSWERED, QueueFullError, find_answer, problem_response, to_problem
+from model.errors import AmbiguousAxesError, Choices, ImageTooLargeError
 
 
 def family(base: type[Exception]) -> set[type[Exception]]:
@@ -68,3 +69,17 @@ def test_starlette_s_own_errors_keep_their_status_and_headers() -> None:
     assert (problem.status, problem.code, problem.detail) == (405, "method_not_allowed", "allowed here: POST")
     assert headers == {"Allow": "POST"}
     assert to_problem(HTTPException(418), "x")[0].code == "http_error"
+
+
+def test_what_a_file_leaves_open_is_said_for_programs_too() -> None:
+    choices = Choices(6, "CZ", 2, ("DAPI", "GFP"), ("ZYX", "CYX"))
+    problem, _ = to_problem(AmbiguousAxesError("6 planes", choices), "1")
+    assert json.loads(bytes(problem_response(AmbiguousAxesError("6 planes", choices), "1").body))["choices"] == {
+        "planes": 6,
+        "plane_axes": "CZ",
+        "channels": 2,
+        "channel_names": ["DAPI", "GFP"],
+        "axes": ["ZYX", "CYX"],
+    }
+    assert problem.detail == "6 planes"
+    assert "choices" not in json.loads(bytes(problem_response(ImageTooLargeError("too large"), "1").body))

@@ -1,6 +1,7 @@
 """Files that other libraries wrote come in pixel by pixel or are refused; what is written comes back."""
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -209,7 +210,9 @@ def test_an_animation_is_refused_until_a_page_is_said(kind: str) -> None:
     [b"plain text", b"\0" * 100],
 )
 def test_what_is_no_image_of_a_known_kind_is_refused_with_its_first_bytes(data: bytes) -> None:
-    with pytest.raises(UndecodableImageError, match=f"not an image of a kind that is read.* {data[:8].hex(' ')};"):
+    with pytest.raises(
+        UndecodableImageError, match=f"not an image of a kind that is read.*{re.escape(repr(data[:8]))}$"
+    ):
         decode_image(data)
 
 

@@ -251,3 +251,20 @@ def test_no_memory_is_the_machine_s_fault_where_the_image_asks_for_what_it_said(
     with pytest.raises(kind):
         source.read()
     assert issubclass(ImageMemoryError, MemoryError)  # so that the service answers as it does where it has none itself
+
+
+def test_each_reading_that_is_offered_can_be_taken() -> None:
+    for data in (as_tiff(STACK[0, :, 0], photometric="minisblack"), as_npy(RGB), as_npy(STACK[0]), as_npy(STACK)):
+        with pytest.raises(AmbiguousAxesError) as caught:
+            inspect_image(data)
+        choices = caught.value.choices
+        assert choices is not None
+        assert choices.axes
+        for axes in choices.axes:
+            channel = 1 if "C" in axes else None  # which is then left to choose, and nothing else
+            if channel is not None:
+                with pytest.raises(AmbiguousAxesError) as again:
+                    inspect_image(data, Selection(axes=axes), several=True)
+                assert again.value.choices is not None
+                assert again.value.choices.channels > 1
+            inspect_image(data, Selection(axes=axes, channel=channel), several=True)
