@@ -65,6 +65,11 @@ class Patience:
             raise TooSlowError(f"it was not done after {self._deadline_s:g} s")
         return answer.result()
 
+    @property
+    def stuck(self) -> bool:
+        """Whether a thread is left that was waited for in vain, or until it was time to close."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def close(self) -> None:
         """Wait for what is under way, unless it was given up."""
         for thread in self._threads - self._stuck:

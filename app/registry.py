@@ -219,8 +219,13 @@ class Registry:
                     del self._models[name]
                     logger.info("model %s is gone", name)
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a thread is still loading what nobody waits for any more."""
+        return self._patience.stuck
+
     def close(self) -> None:
-        """Wait for what is being loaded."""
+        """Wait for what is being loaded, unless it was given up."""
         self._patience.close()
 
     async def _load_file(self, name: str, file: _File, *, report: bool = False) -> str | None:

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -94,8 +95,7 @@ def serve(settings: Settings) -> int:
     """
     _raise_file_limit()
     if settings.workers == 1:
-        make_server(create_app(settings), settings).run()
-        return 0
+        return _run(create_app(settings), settings)
     logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
     with ExitStack() as stack:
         try:
@@ -130,7 +130,23 @@ def run_worker(folder: Path, settings: Settings, listener: socket.socket, link: 
     """
     metrics.count_as(slot)
     os.setpgid(0, 0)  # a Ctrl-C in the terminal goes to the supervisor alone, which passes it on
-    make_server(create_app(settings, Peers(link, folder)), settings).run([listener])
+    sys.exit(_run(create_app(settings, Peers(link, folder)), settings, [listener]))
+
+
+def _run(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:
+    """Serve; the exit status.
+
+    Where a thread still hangs in foreign code, the process ends at once: to end in order would crash on it.
+    """
+    status = 0
+    try:
+        make_server(app, settings).run(sockets)
+    except SystemExit as leaving:  # uvicorn's, where it cannot start
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    if app.state.service.registry.hangs:
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:

@@ -133,3 +133,40 @@ def test_the_log_says_where_it_serves_once_it_does(shared_weights: Path, tmp_pat
     with ServerProcess(shared_weights, tmp_path / "log") as server:
         # the probe that the fixture waits for may be answered just before the line is written
         wait_for(lambda: f"INFO app.server: ready on {server.url}\n" in (tmp_path / "log").read_text())
+
+
+def test_weights_that_do_not_load_in_time_end_the_start_and_not_by_a_crash(
+    shared_weights: Path, tmp_path: Path
+) -> None:
+    # the thread that loads them is still at it when the process ends
+    server = ServerProcess(shared_weights, tmp_path / "log", {"load_deadline_s": 0.05, "log_level": "error"})
+    server.start()
+    assert server.wait() == 3
+    [line] = server.log.read_text().strip().splitlines()
+    assert "cannot start" in line
+    assert "it was not done after 0.05 s" in line
+
+
+def test_a_candidate_that_hangs_holds_up_neither_the_service_nor_its_end(tmp_path: Path) -> None:
+    write_weights(tmp_path / "best_model.pth", tile_px=(128,))
+    code = """
+import sys, time
+from model import Segmenter
+honest, loaded = Segmenter.warm_up, []
+def warm_up(self):
+    if loaded:
+        time.sleep(600)
+    loaded.append(honest(self))
+Segmenter.warm_up = warm_up
+from app.__main__ import main
+sys.exit(main([]))
+"""
+    settings = {"load_deadline_s": 20, "reload_poll_s": 0.2, "drain_grace_s": 0}
+    with ServerProcess(tmp_path, tmp_path / "log", settings, command=("-c", code)) as server:
+        write_weights(tmp_path / "best_model.pth", seed=1, tile_px=(128,))
+        wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["refused_weights"] != {})
+        health = httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()
+        assert "was not done after 20 s" in health["refused_weights"]["best_model"]
+        assert segment(server, to_png(draw_cells(100, 100))).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
