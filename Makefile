@@ -65,6 +65,7 @@ format: .venv/test
 .venv/created: $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'Maskwell needs Python 3.11 or newer: make PYTHON=/path/to/python' >&2; exit 1; }
+	@echo 'Installing into .venv; PyTorch is large, so the first time takes some minutes.'
 	$(PYTHON) -m venv .venv
 	@touch $@
 

@@ -22,6 +22,8 @@ IMAGE_SUFFIXES = (
     ".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk", ".svs",
 )  # fmt: skip
 JOBS = 4
+# Refusals of the request, whatever the file is.
+ALIKE_FOR_ALL = ("invalid_parameter", "unknown_model", "key_required")
 KEY_VARIABLE = "MASKWELL_KEY"
 
 
@@ -78,13 +80,16 @@ def _segment(options: argparse.Namespace) -> int:
 
 async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> int:
     failed = 0
+    refused: ServiceError | None = None  # for what it would refuse of every other file too
     waiting = iter(tasks)
     async with AsyncClient(options.url, key=options.key) as client:
         with tqdm(total=len(tasks), unit="image", disable=None) as bar:
 
             async def work() -> None:
-                nonlocal failed
+                nonlocal failed, refused
                 for task in waiting:  # shared: each worker takes the next
+                    if refused:
+                        return
                     try:
                         answer = await client.fetch(
                             task.image,
@@ -100,6 +105,9 @@ async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> i
                         )
                         _write(task.stem.with_name(task.stem.name + answer.suffix), answer.content)
                     except ServiceError as error:
+                        if error.code in ALIKE_FOR_ALL:
+                            refused = error
+                            return
                         failed += 1
                         _complain(task, f"{error} ({error.code})")
                     except (ClientError, OSError, ValueError) as error:  # the last: a name that HTTP cannot say
@@ -110,6 +118,8 @@ async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> i
             async with asyncio.TaskGroup() as group:
                 for _ in range(options.jobs):
                     group.create_task(work())
+    if refused:
+        raise refused
     return failed
 
 
@@ -195,7 +205,11 @@ def _models(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="maskwell", description="Find the cells in microscope images.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    segment = commands.add_parser("segment", help="send images to a running service and keep its results")
+    segment = commands.add_parser(
+        "segment",
+        help="send images to a running service and keep its results",
+        epilog="Exit status: 0; 1 where some file failed; 2 where nothing could start; 130 after Ctrl-C.",
+    )
     segment.set_defaults(run=_segment)
     segment.add_argument("files", nargs="+", type=Path, help="images, folders of them, or patterns such as '*.tif'")
     segment.add_argument("--out", type=Path, help="folder for the results; beside each image if left out")

@@ -2,11 +2,14 @@
 
 import asyncio
 import io
+import itertools
 import time
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast
 
 import httpx
 import numpy as np
@@ -24,7 +27,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 # An image may wait in the service's queue for as long as its own deadline, 300 s unless it is set otherwise.
 TIMEOUT_S = 330.0
 RETRIES = 8
-LONGEST_WAIT_S = 60.0
+LONGEST_WAIT_S = 60.0  # where the service does not say how long
+LONGEST_ASKED_S = 300.0  # where it does
 BUSY = (429, 503)
 SUFFIXES = {
     "image/png": ".png",
@@ -103,7 +107,47 @@ class Options(TypedDict, total=False):
     level: int | None
 
 
-class Client:
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
+
+
+class _Connection(Generic[H]):
+    """What both clients share: how they are made, and when they try again."""
+
+    _make: type[H]
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        key: str | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http: H = self._make(base_url=_base(url), timeout=timeout_s, headers=_headers(key))
+
+    def _wait_s(self, outcome: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
+        """How long to wait before the next try; None where the answer stands.
+
+        Raises:
+            ClientError: there is no answer, and trying again is of no use.
+        """
+        backoff_s = min(2.0**attempt / 2, LONGEST_WAIT_S)
+        if isinstance(outcome, httpx.TransportError):
+            # who does not answer for so long will not the next time, and the upload is large
+            if attempt >= self._retries or isinstance(outcome, httpx.ReadTimeout):
+                raise self._unreachable(outcome) from outcome
+            return backoff_s
+        if outcome.status_code not in BUSY or attempt >= self._retries:
+            return None
+        asked_s = _retry_after_s(outcome.headers.get("retry-after", ""))
+        return backoff_s if asked_s is None else min(max(asked_s, 0.1), LONGEST_ASKED_S)
+
+    def _unreachable(self, error: httpx.TransportError) -> ClientError:
+        return ClientError(f"no answer from {self._http.base_url}: {str(error) or type(error).__name__}")
+
+
+class Client(_Connection[httpx.Client]):
     """A running Maskwell; use it as a context manager, from one thread or several.
 
     Args:
@@ -118,16 +162,7 @@ class Client:
         ...     labels = client.segment(Path("image.tif"), output="labels", threshold=0.5)
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        retries: int = RETRIES,
-        key: str | None = None,
-    ) -> None:
-        self._retries = retries
-        self._http = httpx.Client(base_url=_base(url), timeout=timeout_s, headers=_headers(key))
+    _make = httpx.Client
 
     def segment(
         self, source: Source, *, output: ArrayOutput = "labels", **options: Unpack[Options]
@@ -200,39 +235,29 @@ class Client:
 
     def _post(self, source: Source, query: dict[str, str]) -> Answer:
         file = _to_upload(source, query.get("axes"))
-        attempt = 0
-        while True:
-            response, failure = None, None
+        for attempt in itertools.count():
+            outcome: httpx.Response | httpx.TransportError
             try:
-                response = self._http.post("segment", params=query, files={"file": file})
+                outcome = self._http.post("segment", params=query, files={"file": file})
             except httpx.TransportError as error:
-                failure = error
-            wait_s = _wait_s(response, failure, attempt, self._retries, self._http.base_url)
+                outcome = error
+            wait_s = self._wait_s(outcome, attempt)
             if wait_s is None:
-                return _to_answer(response)
+                break
             time.sleep(wait_s)
-            attempt += 1
+        return _to_answer(outcome)
 
     def _get(self, path: str) -> dict[str, Any]:
         try:
             return _to_dict(self._http.get(path))
         except httpx.TransportError as error:
-            raise _unreachable(self._http.base_url, error) from error
+            raise self._unreachable(error) from error
 
 
-class AsyncClient:
+class AsyncClient(_Connection[httpx.AsyncClient]):
     """The same for asyncio: `async with AsyncClient() as client: labels = await client.segment(...)`."""
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        retries: int = RETRIES,
-        key: str | None = None,
-    ) -> None:
-        self._retries = retries
-        self._http = httpx.AsyncClient(base_url=_base(url), timeout=timeout_s, headers=_headers(key))
+    _make = httpx.AsyncClient
 
     async def segment(
         self, source: Source, *, output: ArrayOutput = "labels", **options: Unpack[Options]
@@ -277,24 +302,23 @@ class AsyncClient:
 
     async def _post(self, source: Source, query: dict[str, str]) -> Answer:
         file = await asyncio.to_thread(_to_upload, source, query.get("axes"))
-        attempt = 0
-        while True:
-            response, failure = None, None
+        for attempt in itertools.count():
+            outcome: httpx.Response | httpx.TransportError
             try:
-                response = await self._http.post("segment", params=query, files={"file": file})
+                outcome = await self._http.post("segment", params=query, files={"file": file})
             except httpx.TransportError as error:
-                failure = error
-            wait_s = _wait_s(response, failure, attempt, self._retries, self._http.base_url)
+                outcome = error
+            wait_s = self._wait_s(outcome, attempt)
             if wait_s is None:
-                return _to_answer(response)
+                break
             await asyncio.sleep(wait_s)
-            attempt += 1
+        return _to_answer(outcome)
 
     async def _get(self, path: str) -> dict[str, Any]:
         try:
             return _to_dict(await self._http.get(path))
         except httpx.TransportError as error:
-            raise _unreachable(self._http.base_url, error) from error
+            raise self._unreachable(error) from error
 
 
 def _base(url: str) -> str:
@@ -344,30 +368,20 @@ def _to_upload(source: Source, axes: str | None) -> tuple[str, bytes]:
     return "array.tif", buffer.getvalue()
 
 
-def _wait_s(
-    response: httpx.Response | None, failure: httpx.TransportError | None, attempt: int, retries: int, url: httpx.URL
-) -> float | None:
-    """How long to wait before the next try; None where the answer stands."""
-    backoff_s = min(2.0**attempt / 2, LONGEST_WAIT_S)
-    if response is None:
-        # who does not answer for so long will not the next time, and the upload is large
-        if attempt >= retries or isinstance(failure, httpx.ReadTimeout):
-            raise _unreachable(url, failure) from failure
-        return backoff_s
-    if response.status_code not in BUSY or attempt >= retries:
+def _retry_after_s(text: str) -> float | None:
+    """Seconds, or until a date, as proxies say it; None for neither."""
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+        return (until - datetime.now(until.tzinfo)).total_seconds()
+    except ValueError:
         return None
-    asked = response.headers.get("retry-after", "")
-    return min(max(float(asked), 0.1), LONGEST_WAIT_S) if asked.isdigit() else backoff_s
 
 
-def _unreachable(url: httpx.URL, error: Exception | None) -> ClientError:
-    reason = str(error) or type(error).__name__
-    return ClientError(f"no answer from {url}: {reason}")
-
-
-def _to_answer(response: httpx.Response | None) -> Answer:
-    if response is None:
-        raise ClientError("no answer")
+def _to_answer(response: httpx.Response | httpx.TransportError) -> Answer:
+    if isinstance(response, httpx.TransportError):
+        raise ClientError("no answer") from response
     _check(response)
     headers = response.headers
     try:

@@ -16,7 +16,7 @@ import pytest
 from tests.docs.kit import GUIDE, read_blocks
 from tests.e2e.kit import ROOT, ServerProcess
 
-PAGES = sorted(GUIDE.glob("*.md"))
+PAGES = [*sorted(GUIDE.glob("*.md")), ROOT / "README.md"]
 ADDRESS = "http://localhost:8000"
 
 

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
@@ -24,7 +26,7 @@ import model.images
 import model.outputs
 from client import AsyncClient, Client, ClientError, ServiceError
 from client.__main__ import IMAGE_SUFFIXES, main
-from client.api import SUFFIXES, Output
+from client.api import SUFFIXES, Output, _retry_after_s
 from model import Segmenter
 from tests.e2e.kit import (
     ROOT,
@@ -210,6 +212,12 @@ def test_a_busy_service_is_asked_again_after_as_long_as_it_says() -> None:
     assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(seen))
 
 
+def test_retry_after_may_be_a_date_as_proxies_write_it() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    assert _retry_after_s(soon) == pytest.approx(20, abs=2)
+    assert (_retry_after_s("7"), _retry_after_s("soon"), _retry_after_s("")) == (7, None, None)
+
+
 def test_a_broken_connection_is_tried_again_and_what_lasts_is_an_error() -> None:
     with misbehaving(None, 200) as (url, seen), Client(url) as client:
         client.segment(GREY, output="mask")
@@ -229,6 +237,18 @@ def test_no_service_and_no_url_are_said_in_one_line(capsys: pytest.CaptureFixtur
     assert "error: no answer from http://127.0.0.1" in capsys.readouterr().err
     assert main(["models", "--url", "localhost"]) == 2
     assert "is no URL of a service" in capsys.readouterr().err
+
+
+def test_what_no_file_can_help_is_said_once_and_not_for_every_file(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "in", 30)
+    command = ["segment", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--url", server.url, "--jobs", "2"]
+    for extra, words in (["--model", "none"], "no model 'none'"), (["--threshold", "7"], "threshold: "):
+        assert main([*command, *extra]) == 2
+        said = capsys.readouterr().err
+        assert said.count(words) == 1, said
+    assert results(tmp_path / "out") == {}
 
 
 def test_models_are_listed(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
