@@ -35,7 +35,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what others use as ids;
 # A connection that is closed while the client still sends is reset, and the client may never see the answer. So the
 # rest of a refused body is read and dropped, for this long in all and this long without news.
 LINGER_S = 10.0
-LINGER_IDLE_S = 2.0
+LINGER_IDLE_S = 5.0
 # In a request's scope: why the rest of its body will never come. The protocol puts it there.
 DAMAGE = "maskwell.damage"
 # On every answer that does not say otherwise: the pages have a policy of their own. What an answer says of a user's

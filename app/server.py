@@ -163,6 +163,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         server_header=False,
         forwarded_allow_ips=settings.trusted_proxies,
         log_config=make_log_config(settings.log_level, settings.log_format),
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=int(settings.drain_deadline_s + LAST_RESORT_S),
     )
     return Server(config, app.state.service.lifecycle, settings)

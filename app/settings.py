@@ -71,6 +71,13 @@ class Settings(BaseSettings):
         description="Longest silence of a client that sends a body, in s, then 408; or that takes no more of an "
         "answer, then its connection is closed.",
     )
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="How long a connection is kept for the next request, in s. Longer than a proxy in front keeps its "
+        "own: else it sends a request now and then as this end closes, and its client gets 502.",
+    )
     max_pixels: int = Field(8192 * 8192, gt=0, description="Largest image, in pixels, told by its header; above, 413.")
     max_files: int = Field(256, ge=1, le=10_000, description="Files in one POST /segment/batch; above it, 413.")
     max_queue_pixels: int = Field(

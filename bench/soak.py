@@ -78,8 +78,8 @@ class Soak:
         except TimeoutError:
             self.outcomes["left"] += 1
             return
-        except httpx.TransportError:
-            self.outcomes["broken connection"] += 1
+        except httpx.TransportError as error:
+            self.outcomes[f"broken connection, {type(error).__name__}"] += 1
             return
         if answer.status_code == 200:
             right = self.expected[answer.headers["x-model-version"]][index]
