@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.settings import Settings
 from tests.e2e.kit import ServerProcess, draw_cells, to_png, wait_for
 from tests.e2e.test_metrics import check_sums, scrape, total
 
@@ -22,7 +23,10 @@ SLACK_S = 30.0  # the machine may be busy
 
 @pytest.fixture(scope="module")
 def server(shared_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    settings = {"head_deadline_s": HEAD_S, "idle_deadline_s": IDLE_S, "upload_deadline_s": UPLOAD_S, "reload_poll_s": 0}
+    settings = {
+        "head_deadline_s": HEAD_S, "idle_deadline_s": IDLE_S, "upload_deadline_s": UPLOAD_S, "keep_alive_s": 2,
+        "reload_poll_s": 0,
+    }  # fmt: skip
     with ServerProcess(shared_weights, tmp_path_factory.mktemp("log") / "log", settings) as process:
         yield process
 
@@ -194,6 +198,21 @@ def test_what_is_sent_behind_a_whole_request_does_not_cost_it_its_answer(server:
         reply = read_all(connection)
     assert reply.startswith(b"HTTP/1.1 200")
     assert reply.count(b"HTTP/1.1") == 1
+
+
+def test_a_connection_is_kept_for_the_next_request_as_long_as_it_should_be(server: ServerProcess) -> None:
+    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(ask)
+            reply = b""
+            while not reply.endswith(b"}"):
+                reply += connection.recv(65536)
+            assert reply.startswith(b"HTTP/1.1 200")
+        began_at = time.monotonic()
+        assert read_all(connection) == b""
+        assert time.monotonic() - began_at > 1
+    assert Settings().keep_alive_s > 60  # what proxies and load balancers have by default
 
 
 def test_a_damaged_chunk_is_refused_and_counted_so_and_the_request_is_over(server: ServerProcess) -> None:
