@@ -134,6 +134,15 @@ def test_compose_gives_a_stopped_service_the_time_that_it_takes_to_drain() -> No
         assert grace_s > settings.drain_grace_s + settings.drain_deadline_s
 
 
+def test_compose_hands_on_every_setting_but_where_it_listens_and_where_weights_are() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    handed_on = {f"MASKWELL_{name.upper()}" for name in set(Settings.model_fields) - {"host", "port", "weights_dir"}}
+    for name in ("maskwell", "maskwell-cpu"):
+        environment = compose["services"][name]["environment"]
+        assert set(environment) == handed_on
+        assert set(environment.values()) == {None}  # as it is outside; not set where it is not set there
+
+
 def test_the_dashboard_has_panels_that_do_not_overlap() -> None:
     panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) > 15
