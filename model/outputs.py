@@ -40,7 +40,7 @@ MAX_ROI_SIDE_PX = 60_535
 BAND_PX = 1 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip knows: identical input gives identical bytes
 
-QUALITY = "X-Quality"  # by the name of the service's header, as the rest of what is alike in all rows
+QUALITY = "X-Quality"  # the service's header
 Encoded = tuple[bytes, str]  # a file and its media type; SUFFIXES has the suffix
 
 
@@ -89,7 +89,7 @@ def encode_output(
     if output == "overlay":
         return encode_png(draw_overlay(image, labels), text), "image/png"
     if output == "table":
-        return encode_table(labels, image, text | _quality_of(segmentation), pixel_size=pixel_size), "text/csv"
+        return encode_table(labels, image, text, pixel_size=pixel_size, quality=segmentation.quality()), "text/csv"
     data, media_type = encode_labels(labels, text)
     parts = {
         "mask.png": encode_mask(labels > 0, text),
@@ -102,7 +102,7 @@ def encode_output(
     parts |= {
         "overlay.png": encode_png(draw_overlay(image, labels), text),
         "cells.geojson": encode_geojson(outlines, text),
-        "table.csv": encode_table(labels, image, text | _quality_of(segmentation), pixel_size=pixel_size),
+        "table.csv": encode_table(labels, image, text, pixel_size=pixel_size, quality=segmentation.quality()),
     }
     if max(labels.shape) <= MAX_ROI_SIDE_PX:  # beyond, ImageJ could not say where they are
         parts["rois.zip"] = encode_rois(outlines, labels.shape, text)
@@ -150,8 +150,7 @@ def encode_plane(
     quality = segmentation.quality()
     table = None
     if output in ("table", "all") and image is not None:
-        table = measure_cells(labels, image, pixel_size)
-        table["quality"] = np.full(len(table["label"]), describe_quality(quality))
+        table = measure_cells(labels, image, pixel_size, quality)
     outlines = trace_cells(labels) if output in ("geojson", "rois", "all") else None
     return PlaneParts(labels.shape, pictures, outlines, table, quality)
 
@@ -202,10 +201,6 @@ def join_planes(
         return write_zip(files, text), "application/zip"
     [(name, data)] = files.items()
     return data, {"cells.geojson": "application/geo+json", "table.csv": "text/csv", "rois.zip": "application/zip"}[name]
-
-
-def _quality_of(segmentation: Segmentation) -> dict[str, str]:
-    return {QUALITY: describe_quality(segmentation.quality())}
 
 
 def encode_geojson(outlines: list[Outline], text: Mapping[str, str] | None = None) -> bytes:
@@ -270,13 +265,20 @@ def _encode_rois(
 
 
 def encode_table(
-    labels: Labels, image: Image, text: Mapping[str, str] | None = None, *, pixel_size: PixelSize | None = None
+    labels: Labels,
+    image: Image,
+    text: Mapping[str, str] | None = None,
+    *,
+    pixel_size: PixelSize | None = None,
+    quality: Sequence[Flag] | None = None,
 ) -> bytes:
     """A CSV with a row a cell, in UTF-8: the columns of measure_cells, and the text's entries, alike in all rows."""
-    return _write_csv([measure_cells(labels, image, pixel_size)], text)
+    return _write_csv([measure_cells(labels, image, pixel_size, quality)], text)
 
 
-def measure_cells(labels: Labels, image: Image, pixel_size: PixelSize | None = None) -> dict[str, npt.NDArray[Any]]:
+def measure_cells(
+    labels: Labels, image: Image, pixel_size: PixelSize | None = None, quality: Sequence[Flag] | None = None
+) -> dict[str, npt.NDArray[Any]]:
     """Measure each cell; a column by name.
 
     Columns: `label`; `area_px`; `centroid_x_px`, `centroid_y_px`, where 0, 0 is the first pixel's middle; the bounding
@@ -285,7 +287,7 @@ def measure_cells(labels: Labels, image: Image, pixel_size: PixelSize | None = N
     pixels and empty where there are none, or `mean_intensity_r`, `_g`, `_b`.
 
     Where the pixel size is known also `area_um2`, centroid and bounding box with `_um` for `_px`, and, where pixels are
-    square, `perimeter_um`.
+    square, `perimeter_um`. Where it is given the `quality` of the whole image, alike in all rows.
     """
     names = ("label", "area", "centroid", "bbox", "perimeter_crofton")
     measured: dict[str, npt.NDArray[Any]] = regionprops_table(labels, properties=names)  # type: ignore[no-untyped-call]
@@ -311,6 +313,8 @@ def measure_cells(labels: Labels, image: Image, pixel_size: PixelSize | None = N
         columns[f"mean_intensity{suffix}"] = np.array(["" if np.isnan(mean) else f"{mean:.7g}" for mean in means])
     if pixel_size is not None:
         columns |= _in_micrometres(columns, pixel_size)
+    if quality is not None:
+        columns["quality"] = np.full(len(columns["label"]), describe_quality(quality))
     return columns
 
 

@@ -185,6 +185,8 @@ def test_one_plane_is_png_unless_tiff_is_asked_for(client: TestClient) -> None:
     assert [name for name in archive.namelist() if name.endswith((".png", ".tif"))] == [
         "mask.tif", "probability.tif", "labels.tif", "overlay.tif",
     ]  # fmt: skip
+    for name, output in (("table.csv", "table"), ("cells.geojson", "geojson"), ("rois.zip", "rois")):
+        assert archive.read(name) == post(client, plane, output=output).content, name
     for output in ("table", "geojson", "rois", "view"):
         refused = post(client, plane, output=output, format="tiff")
         assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter"), output
