@@ -22,6 +22,7 @@ from model.preprocess import CLIP_HIGH, CLIP_LOW, HIGH_PERCENTILE, LOW_PERCENTIL
 from model.tiling import OVERLAP_PX
 from model.unet import STRIDE
 from training.errors import TrainingError
+from training.onnx_export import OPSET, to_onnx
 from training.synthesize import draw_cells
 
 FORMAT_VERSION = "0.5.4"  # old enough for what people have; newer libraries read it as well
@@ -40,10 +41,10 @@ def export_bioimageio(
 ) -> None:
     """Write a checkpoint as a bioimage.io package.
 
-    The package holds the tensors, `model/unet.py` as it is, the preprocessing in the zoo's words, and a drawn picture
-    with what Maskwell answers, so that anyone's copy of the zoo's library can compare: `bioimageio test PACKAGE`. What
-    it gives are the network's probabilities; threshold and numbering of cells, which the format cannot say, stand in
-    its README.
+    The package holds the tensors, `model/unet.py` as it is, the network as ONNX, the preprocessing in the zoo's words,
+    and a drawn picture with what Maskwell answers, so that anyone's copy of the zoo's library can compare: `bioimageio
+    test PACKAGE`. What it gives are the network's probabilities; threshold and numbering of cells, which the format
+    cannot say, stand in its README.
 
     Args:
         weights: any file of weights that Maskwell reads.
@@ -66,6 +67,7 @@ def export_bioimageio(
         "test_image.npy": _npy(image),
         "test_probability.npy": _npy(probability),
         "weights.pt": tensors.getvalue(),
+        "weights.onnx": to_onnx(checkpoint),
         "maskwell_unet.py": inspect.getsource(unet).encode(),
         "README.md": _readme(name, checkpoint).encode(),
     }
@@ -152,7 +154,8 @@ def _describe(
                     "kwargs": architecture.model_dump(mode="json"),
                 },
                 "pytorch_version": torch.__version__.split("+")[0],
-            }
+            },
+            "onnx": {**file("weights.onnx"), "opset_version": OPSET, "parent": "pytorch_state_dict"},
         },
         "config": {
             "bioimageio": {

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from model.checkpoint import read_checkpoint, write_atomically
+from model.checkpoint import Checkpoint, read_checkpoint, write_atomically
 from model.unet import STRIDE
 
 OPSET = 17  # of 2022: what serves ONNX today reads it
@@ -28,7 +28,11 @@ def export_onnx(weights: Path, out: Path) -> None:
     Raises:
         WeightsError: the weights cannot be used.
     """
-    checkpoint = read_checkpoint(weights)
+    write_atomically(out, to_onnx(read_checkpoint(weights)))
+
+
+def to_onnx(checkpoint: Checkpoint) -> bytes:
+    """The file that export_onnx writes."""
     sides = {0: "n", 2: "height", 3: "width"}
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -52,4 +56,5 @@ def export_onnx(weights: Path, out: Path) -> None:
         network, {"maskwell": json.dumps(config), "maskwell_checkpoint_sha256": checkpoint.version}
     )
     onnx.checker.check_model(network, full_check=True)
-    write_atomically(out, network.SerializeToString())
+    data: bytes = network.SerializeToString()
+    return data

@@ -11,7 +11,6 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-import tifffile
 from axe_playwright_python.sync_playwright import Axe
 from PIL import ExifTags
 from PIL import Image as PillowImage
@@ -20,6 +19,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from model.outputs import write_zip
 from tests.browser.kit import BROWSERS, find_browser
 from tests.e2e.kit import ServerProcess, decode, draw_cells, to_png
+from tests.files import by_tifffile
 
 if find_browser() is None:
     pytest.skip(f"no browser ({', '.join(BROWSERS)}) in the path: the page is not tested", allow_module_level=True)
@@ -46,21 +46,13 @@ PASTE = DROP.replace(
 )
 
 
-def to_tiff(image: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, image, photometric="minisblack")
-    return buffer.getvalue()
-
-
 def to_imagej(image: npt.NDArray[Any], resolution: tuple[float, float] | None = None, **about: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, image, imagej=True, resolution=resolution, metadata=about)
-    return buffer.getvalue()
+    return by_tifffile(image, imagej=True, resolution=resolution, metadata=about)
 
 
 PNG = to_png(GREY)
-TIFF16 = to_tiff(GREY.astype(np.uint16) * 200)
-STACK = to_tiff(np.stack([GREY, GREY[::-1], GREY[:, ::-1]]))
+TIFF16 = by_tifffile(GREY.astype(np.uint16) * 200)
+STACK = by_tifffile(np.stack([GREY, GREY[::-1], GREY[:, ::-1]]), photometric="minisblack")
 
 
 def drop(page: Page, **files: bytes) -> None:

@@ -5,11 +5,11 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-import tifffile
 from PIL import Image as PillowImage
 
 from model.images import to_display
 from tests.e2e.kit import ServerProcess, decode, draw_cells, promise_png, to_png
+from tests.files import by_tifffile
 
 GREY = draw_cells(60, 80, 3)
 COLOUR = np.stack([GREY, GREY // 2, 255 - GREY], axis=-1)
@@ -19,17 +19,11 @@ def post(server: ServerProcess, data: bytes, **query: Any) -> httpx.Response:
     return httpx.post(f"{server.url}/preview", files={"file": ("x", data)}, params=query, timeout=60)
 
 
-def to_tiff(image: npt.NDArray[Any], **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, image, **options)
-    return buffer.getvalue()
-
-
 IMAGES: dict[str, tuple[bytes, npt.NDArray[Any]]] = {
     "grey": (to_png(GREY), GREY),
-    "16 bits": (to_tiff(GREY.astype(np.uint16) * 200), GREY.astype(np.uint16) * 200),
-    "float": (to_tiff(GREY.astype(np.float32) / 255), GREY.astype(np.float32) / 255),
-    "colour": (to_tiff(COLOUR, photometric="rgb"), COLOUR),
+    "16 bits": (by_tifffile(GREY.astype(np.uint16) * 200), GREY.astype(np.uint16) * 200),
+    "float": (by_tifffile(GREY.astype(np.float32) / 255), GREY.astype(np.float32) / 255),
+    "colour": (by_tifffile(COLOUR, photometric="rgb"), COLOUR),
 }
 
 
@@ -52,7 +46,7 @@ def test_an_orientation_in_the_metadata_is_not_applied_just_as_in_the_mask(serve
 
 def test_a_stack_is_asked_about_and_a_page_of_it_shown(server: ServerProcess) -> None:
     stack = np.stack([GREY, GREY[::-1]])
-    data = to_tiff(stack, photometric="minisblack")
+    data = by_tifffile(stack, photometric="minisblack")
     asked = post(server, data)
     assert (asked.status_code, asked.json()["code"]) == (422, "ambiguous_axes")
     assert np.array_equal(decode(post(server, data, page=1).content)[:, :, 0], to_display(stack[1])[:, :, 0])

@@ -10,13 +10,13 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-import tifffile
 from PIL import Image as PillowImage
 
 from model.images import decode_image, encode_labels, encode_mask, encode_probability
 from model.outputs import Output, encode_output
 from model.segmenter import Segmenter
 from tests.e2e.kit import ROOT, ServerProcess, decode, draw_cells, load_reference, promise_png, to_png
+from tests.files import by_tifffile
 
 TIMEOUT = httpx.Timeout(120)
 
@@ -33,12 +33,6 @@ def reference(shared_weights: Path) -> Segmenter:
 def by_pillow(image: npt.NDArray[Any], mode: str, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     PillowImage.fromarray(image).convert(mode).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def by_tifffile(image: npt.NDArray[Any], **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, image, **options)
     return buffer.getvalue()
 
 

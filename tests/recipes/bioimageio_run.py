@@ -1,4 +1,4 @@
-"""Test a bioimage.io package by bioimageio.core, and run it: PACKAGE IMAGE.npy PROBABILITY.npy.
+"""Test a bioimage.io package by bioimageio.core, and run it: PACKAGE KIND_OF_WEIGHTS IMAGE.npy PROBABILITY.npy.
 
 bioimageio.core 0.11 asks for bioimageio.spec 0.5.12, which hands pydantic an argument that pydantic 2.14 refuses;
 0.5.14 no longer does. Here 0.5.12 is read with that mended, so that the tests run beside the pydantic that serves.
@@ -36,14 +36,20 @@ class Finder(MetaPathFinder):
 
 def main() -> None:
     sys.meta_path.insert(0, Finder())
-    from bioimageio.core import predict, test_model
+    from bioimageio.core import create_prediction_pipeline, load_description, predict, test_model
     from bioimageio.core.common import MemberId
+    from bioimageio.spec import InvalidDescr
 
-    package, image, probability = map(Path, sys.argv[1:])
-    summary = test_model(package, weight_format="pytorch_state_dict", devices=["cpu"])
+    package, image, probability = (Path(sys.argv[number]) for number in (1, 3, 4))
+    kind: Any = sys.argv[2]
+    summary = test_model(package, weight_format=kind, devices=["cpu"])
     if summary.status != "passed":
         sys.exit(summary.format())
-    sample = predict(model=package, inputs={"image": np.load(image)})
+    model = load_description(package)
+    if isinstance(model, InvalidDescr):
+        sys.exit(model.validation_summary.format())
+    pipeline = create_prediction_pipeline(model, weight_format=kind, devices=["cpu"])  # type: ignore[arg-type]  # a model
+    sample = predict(model=pipeline, inputs={"image": np.load(image)})
     np.save(probability, np.asarray(sample.members[MemberId("probability")].data))
 
 

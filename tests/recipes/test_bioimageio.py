@@ -20,11 +20,11 @@ TOLERANCE = 2e-5  # the service rounds probabilities to steps of 1/65535
 NAMES = ["--name", "Drawn cells", "--author", "A. Nonymous"]
 
 
-def run_in_the_zoo(package: Path, image: npt.NDArray[Any], folder: Path) -> npt.NDArray[Any]:
+def run_in_the_zoo(package: Path, kind: str, image: npt.NDArray[Any], folder: Path) -> npt.NDArray[Any]:
     """(K, H, W): what bioimageio.core gets for a (1, C, H, W) image, once it has tested the package."""
     np.save(folder / "image.npy", image)
     script = ROOT / "tests" / "recipes" / "bioimageio_run.py"
-    command = [sys.executable, *map(str, (script, package, folder / "image.npy", folder / "probability.npy"))]
+    command = [sys.executable, *map(str, (script, package, kind, folder / "image.npy", folder / "probability.npy"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     result: npt.NDArray[Any] = np.load(folder / "probability.npy")[0]
@@ -55,11 +55,12 @@ def test_the_zoo_s_library_accepts_the_package_and_gets_the_same_probability(
     segmenter = load_segmenter(weights, device="cpu")
     channels = segmenter.config.architecture.n_channels
     image = np.repeat(grey[None, None].astype(np.float32), channels, axis=1)
-    result = run_in_the_zoo(package, image, tmp_path)
     maps = [index for index, name in enumerate(segmenter.config.outputs) if name == "cell"]
     expected = segmenter.segment(grey).probability
     assert np.ptp(expected) > 100 * TOLERANCE
-    np.testing.assert_allclose(result[maps].sum(axis=0), expected, atol=TOLERANCE)
+    for kind in ("pytorch_state_dict", "onnx"):
+        result = run_in_the_zoo(package, kind, image, tmp_path)
+        np.testing.assert_allclose(result[maps].sum(axis=0), expected, atol=TOLERANCE, err_msg=kind)
 
 
 def test_a_package_says_what_made_it_and_how_cells_come_about(tmp_path: Path) -> None:

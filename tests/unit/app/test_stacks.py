@@ -22,25 +22,20 @@ from app.settings import Settings
 from model.images import encode_labels, encode_mask, encode_probability
 from model.segmenter import Segmenter
 from tests.e2e.kit import decode, draw_cells, load_reference, write_weights
+from tests.files import by_tifffile
 
 STACK = np.stack([draw_cells(60, 80, seed) for seed in range(6)]).reshape(2, 3, 60, 80)  # T Z Y X
 PLANES = STACK.reshape(6, 60, 80)
 
 
-def as_tiff(pixels: npt.NDArray[Any], **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, pixels, **options)
-    return buffer.getvalue()
-
-
-HYPERSTACK = as_tiff(
+HYPERSTACK = by_tifffile(
     STACK.astype(np.uint16) * 200,
     imagej=True,
     resolution=(4, 4),
     metadata={"axes": "TZYX", "unit": "um", "spacing": 1.5},
 )
-PLAIN = as_tiff(PLANES, photometric="minisblack")
-CHANNELS = as_tiff(STACK, ome=True, metadata={"axes": "ZCYX", "Channel": {"Name": ["DAPI", "GFP", "RFP"]}})
+PLAIN = by_tifffile(PLANES, photometric="minisblack")
+CHANNELS = by_tifffile(STACK, ome=True, metadata={"axes": "ZCYX", "Channel": {"Name": ["DAPI", "GFP", "RFP"]}})
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +168,7 @@ def test_all_of_a_stack_is_a_zip_of_stacks(client: TestClient) -> None:
 
 
 def test_one_plane_is_png_unless_tiff_is_asked_for(client: TestClient) -> None:
-    plane = as_tiff(PLANES[0], imagej=True, resolution=(2, 2), metadata={"axes": "YX", "unit": "um"})
+    plane = by_tifffile(PLANES[0], imagej=True, resolution=(2, 2), metadata={"axes": "YX", "unit": "um"})
     for output in ("mask", "labels", "probability", "overlay"):
         png = post(client, plane, output=output)
         assert png.headers["content-type"] == "image/png"
@@ -205,7 +200,7 @@ def test_a_view_and_a_preview_are_of_one_plane(client: TestClient) -> None:
 
 
 def test_more_planes_than_may_wait_are_refused_before_decoding(client: TestClient) -> None:
-    many = as_tiff(np.zeros((11, 60, 80), np.uint8), imagej=True, metadata={"axes": "ZYX"})
+    many = by_tifffile(np.zeros((11, 60, 80), np.uint8), imagej=True, metadata={"axes": "ZYX"})
     refused = post(client, many)
     assert (refused.status_code, refused.json()["code"]) == (413, "image_too_large")
     assert "11 planes of 80 x 60 px = 52,800 pixels; at most 50,000" in refused.json()["detail"]
@@ -232,7 +227,7 @@ def test_a_few_planes_are_under_way_at_a_time(client: TestClient, monkeypatch: p
 
     monkeypatch.setattr(service, "_prepare_plane", note_prepare)
     monkeypatch.setattr(service, "_encode_plane", note_encode)
-    planes = as_tiff(np.stack([draw_cells(16, 18, seed) for seed in range(30)]), photometric="minisblack")
+    planes = by_tifffile(np.stack([draw_cells(16, 18, seed) for seed in range(30)]), photometric="minisblack")
     axes, masks = read(post(client, planes, page="all"))
     assert (axes, masks.shape) == ("ZYX", (30, 16, 18))
     assert begun == []
@@ -247,15 +242,15 @@ def test_a_page_that_is_no_number_is_refused(client: TestClient, page: str) -> N
 
 
 def test_stacks_in_a_batch_stand_beside_pictures_and_a_damaged_plane_fails_its_stack_alone(client: TestClient) -> None:
-    small = as_tiff(np.stack([draw_cells(16, 18, seed) for seed in (1, 2)]), imagej=True, metadata={"axes": "TYX"})
-    broken = as_tiff(
+    small = by_tifffile(np.stack([draw_cells(16, 18, seed) for seed in (1, 2)]), imagej=True, metadata={"axes": "TYX"})
+    broken = by_tifffile(
         np.stack([draw_cells(16, 18, seed) for seed in (1, 2)]),
         imagej=True, metadata={"axes": "TYX"}, compression="zlib",
     )  # fmt: skip
     with tifffile.TiffFile(io.BytesIO(broken)) as tiff:
         at = tiff.pages[1].dataoffsets[0]
     broken = broken[:at] + b"\xff" * 20 + broken[at + 20 :]
-    files = [("files", ("a.tif", small)), ("files", ("b.tif", broken)), ("files", ("c.tif", as_tiff(PLANES[0])))]
+    files = [("files", ("a.tif", small)), ("files", ("b.tif", broken)), ("files", ("c.tif", by_tifffile(PLANES[0])))]
     answer = client.post("/segment/batch", files=files, params={"output": "labels"})
     archive = zipfile.ZipFile(io.BytesIO(answer.content))
     assert archive.namelist() == ["a_labels.tif", "c_labels.png", "errors.json"]

@@ -22,6 +22,7 @@ from app.errors import find_answer
 from model.errors import ImageError
 from model.images import decode_image, open_image
 from model.source import PixelSize, Selection
+from tests.files import by_numpy, by_tifffile
 from tests.unit.model.raw_tiff import lsm, packed, stk
 
 Pixels = npt.NDArray[Any]
@@ -58,18 +59,6 @@ def by_cv2(suffix: str, pixels: Pixels, *flags: int) -> bytes:
     good, data = cv2.imencode(suffix, ordered, flags)
     assert good
     return bytes(data.tobytes())
-
-
-def by_tifffile(pixels: Pixels, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, pixels, **options)
-    return buffer.getvalue()
-
-
-def by_numpy(pixels: Pixels, version: tuple[int, int] | None = None) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, pixels, version=version)
-    return buffer.getvalue()
 
 
 def by_matplotlib() -> bytes:

@@ -32,6 +32,7 @@ from model.images import (
     read_image,
 )
 from model.source import Selection
+from tests.files import by_numpy, by_tifffile
 
 Pixels = npt.NDArray[Any]
 
@@ -44,18 +45,6 @@ RGB16: Pixels = np.dstack([GREY16, GREY16[::-1], GREY16[:, ::-1]])
 RGBA16: Pixels = np.dstack([RGB16, GREY16[::-1, ::-1]])
 BITS: Pixels = RNG.integers(0, 2, GREY8.shape).astype(bool)
 STACK: Pixels = RNG.integers(0, 65536, (2, 3, 4, 16, 18)).astype(np.uint16)
-
-
-def as_tiff(pixels: Pixels, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, pixels, **options)
-    return buffer.getvalue()
-
-
-def as_npy(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels)
-    return buffer.getvalue()
 
 
 def as_pyramid(pixels: Pixels) -> bytes:
@@ -229,12 +218,12 @@ def test_an_empty_file_is_refused() -> None:
 @pytest.mark.parametrize("options", [{}, {"tile": (16, 32)}, {"rowsperstrip": 7}], ids=["one", "tiles", "strips"])
 def test_lossless_tiffs_come_pixel_by_pixel(compression: str | None, pixels: Pixels, options: dict[str, Any]) -> None:
     colour = "rgb" if pixels.ndim == 3 else "minisblack"
-    assert_same(decoded(as_tiff(pixels, compression=compression, photometric=colour, **options)), pixels)
+    assert_same(decoded(by_tifffile(pixels, compression=compression, photometric=colour, **options)), pixels)
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "webp", "jpeg2000"])
 def test_tiffs_with_pictures_for_tiles_come_close(compression: str) -> None:
-    found = decoded(as_tiff(RGB8, compression=compression, photometric="rgb", tile=(16, 32)))
+    found = decoded(by_tifffile(RGB8, compression=compression, photometric="rgb", tile=(16, 32)))
     assert found.shape == RGB8.shape
     assert np.abs(found.astype(int) - RGB8).mean() < 4
 
@@ -242,7 +231,7 @@ def test_tiffs_with_pictures_for_tiles_come_close(compression: str) -> None:
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u4", "u8"])
 def test_every_type_of_number_is_kept(dtype: str) -> None:
     pixels = (GREY8 // 2).astype(dtype)
-    assert_same(decoded(as_tiff(pixels)), pixels)
+    assert_same(decoded(by_tifffile(pixels)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -255,22 +244,22 @@ def test_every_type_of_number_is_kept(dtype: str) -> None:
     ],
 )
 def test_big_and_big_endian_and_predicted_tiffs_come_pixel_by_pixel(options: dict[str, Any]) -> None:
-    assert_same(decoded(as_tiff(GREY16, **options)), GREY16)
+    assert_same(decoded(by_tifffile(GREY16, **options)), GREY16)
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "lzw", "tile": (16, 16)}])
 def test_colours_in_separate_planes_are_put_together(options: dict[str, Any]) -> None:
-    data = as_tiff(np.moveaxis(RGB8, 2, 0), photometric="rgb", planarconfig="separate", **options)
+    data = by_tifffile(np.moveaxis(RGB8, 2, 0), photometric="rgb", planarconfig="separate", **options)
     assert_same(decoded(data), RGB8)
 
 
 def test_where_white_is_lowest_the_picture_is_inverted() -> None:
-    assert_same(decoded(as_tiff(GREY8, photometric="miniswhite")), 255 - GREY8)
-    assert_same(decoded(as_tiff(GREY16, photometric="miniswhite")), 65535 - GREY16)
+    assert_same(decoded(by_tifffile(GREY8, photometric="miniswhite")), 255 - GREY8)
+    assert_same(decoded(by_tifffile(GREY16, photometric="miniswhite")), 65535 - GREY16)
     signed = GREY8.astype(np.int16) - 100
-    assert_same(decoded(as_tiff(signed, photometric="miniswhite")), -1 - signed)
+    assert_same(decoded(by_tifffile(signed, photometric="miniswhite")), -1 - signed)
     floats = GREY8.astype(np.float32)
-    assert_same(decoded(as_tiff(floats, photometric="miniswhite")), -floats)
+    assert_same(decoded(by_tifffile(floats, photometric="miniswhite")), -floats)
 
 
 @pytest.mark.parametrize("compression", [None, "group3", "group4", "packbits", "tiff_lzw"])
@@ -295,14 +284,14 @@ def test_a_palette_becomes_rgb() -> None:
 def test_grey_with_alpha_loses_its_alpha_and_rgba_keeps_it() -> None:
     grey_alpha = np.dstack([GREY8, GREY8[::-1]])
     options = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
-    assert_same(decoded(as_tiff(grey_alpha, **options)), GREY8)
-    assert_same(decoded(as_tiff(RGBA16, photometric="rgb", extrasamples=["unassalpha"])), RGBA16)
+    assert_same(decoded(by_tifffile(grey_alpha, **options)), GREY8)
+    assert_same(decoded(by_tifffile(RGBA16, photometric="rgb", extrasamples=["unassalpha"])), RGBA16)
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"imagej": True}, {"ome": True}])
 def test_the_planes_of_a_hyperstack_are_pages_in_file_order(options: dict[str, Any]) -> None:
     named = {"metadata": {"axes": "TZCYX"}} if options.keys() & {"imagej", "ome"} else {"photometric": "minisblack"}
-    data = as_tiff(STACK, **options, **named)
+    data = by_tifffile(STACK, **options, **named)
     with pytest.raises(AmbiguousAxesError, match="24 planes; say which one is meant by page=0 to page=23"):
         decode_image(data)
     planes = STACK.reshape(-1, 16, 18)
@@ -317,15 +306,15 @@ def test_the_planes_of_a_hyperstack_are_pages_in_file_order(options: dict[str, A
 
 def test_the_refusal_of_a_stack_names_its_axes() -> None:
     with pytest.raises(AmbiguousAxesError, match=r"axes TZCYX of shape \(2, 3, 4, 16, 18\)"):
-        decode_image(as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"}))
+        decode_image(by_tifffile(STACK, imagej=True, metadata={"axes": "TZCYX"}))
 
 
 def test_a_stack_of_rgb_pages_gives_rgb() -> None:
-    assert_same(decoded(as_tiff(np.stack([RGB8, RGB8[::-1]]), photometric="rgb"), page=1), RGB8[::-1])
+    assert_same(decoded(by_tifffile(np.stack([RGB8, RGB8[::-1]]), photometric="rgb"), page=1), RGB8[::-1])
 
 
 def test_channels_that_are_not_said_to_be_colours_are_pages_and_not_guessed() -> None:
-    data = as_tiff(RGB8, photometric="minisblack", planarconfig="contig")
+    data = by_tifffile(RGB8, photometric="minisblack", planarconfig="contig")
     with pytest.raises(AmbiguousAxesError, match="3 planes"):
         decode_image(data)
     assert_same(decoded(data, page=2), RGB8[:, :, 2])
@@ -353,12 +342,12 @@ def test_thumbnails_and_pyramid_levels_do_not_count_as_pages(sub: bool) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "found"),
     [
-        (as_tiff(GREY8.astype(np.complex64)), ImageError, "complex"),
+        (by_tifffile(GREY8.astype(np.complex64)), ImageError, "complex"),
         (by_pillow(PillowImage.fromarray(RGB8).convert("CMYK"), "TIFF"), UndecodableImageError, "SEPARATED"),
         (by_pillow(PillowImage.fromarray(RGB8).convert("LAB"), "TIFF"), UndecodableImageError, "CIELAB"),
         (by_pillow(PillowImage.fromarray(RGB8).convert("YCbCr"), "TIFF"), UndecodableImageError, "YCBCR"),
-        (as_tiff(GREY8, compression="png"), UndecodableImageError, "compression PNG"),
-        (as_tiff(np.dstack([RGB8, RGB8]), photometric="rgb", planarconfig="contig"), AmbiguousAxesError, "6 samples"),
+        (by_tifffile(GREY8, compression="png"), UndecodableImageError, "compression PNG"),
+        (by_tifffile(np.tile(RGB8, 2), photometric="rgb", planarconfig="contig"), AmbiguousAxesError, "6 samples"),
         (b"II*\0", UndecodableImageError, "cut short"),
         (b"II*\0" + bytes(4), UndecodableImageError, "no image|damaged"),
     ],
@@ -379,7 +368,7 @@ def test_an_upload_cannot_name_another_file_to_be_read(tmp_path: Path, monkeypat
     <Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="16" SizeY="16" SizeC="1"
     SizeZ="1" SizeT="2"><TiffData FirstT="0" IFD="0" PlaneCount="1"/><TiffData FirstT="1" IFD="0" PlaneCount="1">
     <UUID FileName="secret.tif">urn:uuid:1</UUID></TiffData></Pixels></Image></OME>"""
-    data = as_tiff(np.zeros((16, 16), dtype=np.uint8), description=xml, metadata=None)
+    data = by_tifffile(np.zeros((16, 16), dtype=np.uint8), description=xml, metadata=None)
     for page in (0, 1):
         try:
             found = decoded(data, page=page)
@@ -464,10 +453,10 @@ def bombs() -> dict[str, bytes]:
         "tiff-late-loop": looped,
         "tiff-chain": chain,
         "tiff-long-chain": raw_tiff(bytes(4096), directories=20_000),
-        "tiff-ome-liar": as_tiff(small, description=ome, metadata=None),
-        "tiff-laughs": as_tiff(small, description=laughs, metadata=None),
-        "tiff-shape-liar": as_tiff(small, description='{"shape": [1000000000, 16, 16]}', metadata=None),
-        "tiff-imagej-liar": as_tiff(small, description="ImageJ=1.5\nimages=99999999\nslices=99999999", metadata=None),
+        "tiff-ome-liar": by_tifffile(small, description=ome, metadata=None),
+        "tiff-laughs": by_tifffile(small, description=laughs, metadata=None),
+        "tiff-shape-liar": by_tifffile(small, description='{"shape": [1000000000, 16, 16]}', metadata=None),
+        "tiff-imagej-liar": by_tifffile(small, description="ImageJ=1.5\nimages=9999999\nslices=9999999", metadata=None),
     }  # fmt: skip
 
 
@@ -475,7 +464,7 @@ def bombs() -> dict[str, bytes]:
 def test_headers_and_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     files = {**{f"header-{name}": data for name, data in headers_of_60000().items()}, **bombs()}
     good = tmp_path / "good"
-    good.write_bytes(as_tiff(GREY8, compression="zlib"))
+    good.write_bytes(by_tifffile(GREY8, compression="zlib"))
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     paths = [str(tmp_path / name) for name in files]
@@ -495,7 +484,7 @@ def test_headers_and_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_height_times_width_to_the_pixel() -> None:
-    for data in (as_tiff(GREY8), encode_png(GREY8), encode_png(GREY16)):
+    for data in (by_tifffile(GREY8), encode_png(GREY8), encode_png(GREY16)):
         assert decode_image(data, max_pixels=48 * 80).pixels.shape == (48, 80)
         for refuse in (decode_image, inspect_image):
             with pytest.raises(ImageTooLargeError, match="80 x 48 px = 3,840 pixels; at most 3,839"):
@@ -505,7 +494,7 @@ def test_the_limit_is_height_times_width_to_the_pixel() -> None:
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
-        ("TIFF", as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"})),
+        ("TIFF", by_tifffile(STACK, imagej=True, metadata={"axes": "TZCYX"})),
         ("PNG", encode_png(STACK[0, 0, 0])),
         ("JPEG", by_pillow(PillowImage.new("L", (18, 16)), "JPEG")),
         ("WEBP", by_pillow(PillowImage.new("RGB", (18, 16)), "WEBP")),
@@ -530,15 +519,15 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     "webp": lambda: by_pillow(PillowImage.fromarray(RGB8), "WEBP"),
     "webp-lossless": lambda: by_pillow(PillowImage.fromarray(RGB8), "WEBP", lossless=True),
     "bmp": lambda: by_pillow(PillowImage.fromarray(RGB8), "BMP"),
-    "tiff": lambda: as_tiff(GREY16),
-    "tiff-lzw": lambda: as_tiff(GREY16, compression="lzw", tile=(16, 16)),
-    "tiff-jpeg": lambda: as_tiff(RGB8, compression="jpeg", photometric="rgb"),
-    "tiff-zstd": lambda: as_tiff(RGB8, compression="zstd", photometric="rgb", predictor=True),
-    "tiff-ome": lambda: as_tiff(STACK[0, 0, 0], ome=True, compression="zlib"),
-    "tiff-imagej": lambda: as_tiff(STACK[0, 0], imagej=True),
+    "tiff": lambda: by_tifffile(GREY16),
+    "tiff-lzw": lambda: by_tifffile(GREY16, compression="lzw", tile=(16, 16)),
+    "tiff-jpeg": lambda: by_tifffile(RGB8, compression="jpeg", photometric="rgb"),
+    "tiff-zstd": lambda: by_tifffile(RGB8, compression="zstd", photometric="rgb", predictor=True),
+    "tiff-ome": lambda: by_tifffile(STACK[0, 0, 0], ome=True, compression="zlib"),
+    "tiff-imagej": lambda: by_tifffile(STACK[0, 0], imagej=True),
     "tiff-pyramid": lambda: as_pyramid(GREY16),
-    "npy": lambda: as_npy(GREY16),
-    "tiff-big": lambda: as_tiff(GREY8, bigtiff=True, byteorder=">", compression="packbits"),
+    "npy": lambda: by_numpy(GREY16),
+    "tiff-big": lambda: by_tifffile(GREY8, bigtiff=True, byteorder=">", compression="packbits"),
 }
 
 
@@ -572,7 +561,7 @@ def test_files_cut_short_are_refused(kind: str) -> None:
 
 def test_a_tiff_whose_pixels_end_early_is_refused() -> None:
     for compression in (None, "lzw", "packbits", "zlib", "zstd"):
-        whole = as_tiff(GREY16, compression=compression, rowsperstrip=8)  # tags first, then pixels
+        whole = by_tifffile(GREY16, compression=compression, rowsperstrip=8)  # tags first, then pixels
         with pytest.raises(UndecodableImageError, match="cut short"):
             decode_image(whole[:-200])
 

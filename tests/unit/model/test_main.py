@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image as PillowImage
 
 from model.__main__ import main
-from model.checkpoint import Architecture, ModelConfig, write_checkpoint
+from model.checkpoint import Architecture, ModelConfig
 from model.images import encode_png, read_image
 from model.segmenter import load_segmenter
+from tests.files import write_seeded_weights
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     config = ModelConfig(architecture=Architecture(width=8), tile_px=(128,), threshold=0.45)
     path: Path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    write_checkpoint(path, config.architecture.build().state_dict(), config, {})
+    write_seeded_weights(path, config)
     return path
 
 

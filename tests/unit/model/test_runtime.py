@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint, write_checkpoint
+from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
 from model.runtime import Precision, TorchRuntime, _container_cpus, available_cpus, choose_device
+from tests.files import write_seeded_weights
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    torch.manual_seed(0)
     config = ModelConfig(architecture=Architecture(width=8, n_classes=2), outputs=("cell", "border"), tile_px=(128,))
     path: Path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    write_checkpoint(path, config.architecture.build().state_dict(), config, {})
+    write_seeded_weights(path, config)
     return read_checkpoint(path)
 
 

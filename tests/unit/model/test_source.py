@@ -12,37 +12,26 @@ import tifffile
 from model.errors import AmbiguousAxesError, ImageError, ImageMemoryError, ImageTooLargeError, UndecodableImageError
 from model.images import decode_image, inspect_image, open_image
 from model.source import PixelSize, Selection, check_axes
+from tests.files import by_numpy, by_tifffile
 
 RNG = np.random.default_rng(1)
 STACK: npt.NDArray[Any] = RNG.integers(0, 65536, (2, 3, 4, 16, 18)).astype(np.uint16)  # T Z C Y X
 RGB: npt.NDArray[Any] = RNG.integers(0, 256, (16, 18, 3)).astype(np.uint8)
 
 
-def as_tiff(pixels: npt.NDArray[Any], **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, pixels, **options)
-    return buffer.getvalue()
-
-
-def as_npy(pixels: npt.NDArray[Any], **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels, **options)
-    return buffer.getvalue()
-
-
 KINDS: dict[str, bytes] = {
-    "imagej": as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"}),
-    "imagej zlib": as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"}, compression="zlib"),
-    "imagej big-endian": as_tiff(STACK, imagej=True, metadata={"axes": "TZCYX"}, byteorder=">"),
-    "ome": as_tiff(STACK, ome=True, metadata={"axes": "TZCYX"}),
-    "tifffile": as_tiff(STACK, photometric="minisblack", metadata={"axes": "TZCYX"}),
+    "imagej": by_tifffile(STACK, imagej=True, metadata={"axes": "TZCYX"}),
+    "imagej zlib": by_tifffile(STACK, imagej=True, metadata={"axes": "TZCYX"}, compression="zlib"),
+    "imagej big-endian": by_tifffile(STACK, imagej=True, metadata={"axes": "TZCYX"}, byteorder=">"),
+    "ome": by_tifffile(STACK, ome=True, metadata={"axes": "TZCYX"}),
+    "tifffile": by_tifffile(STACK, photometric="minisblack", metadata={"axes": "TZCYX"}),
 }
 GIVEN: dict[str, bytes] = {
-    "plain": as_tiff(STACK, photometric="minisblack"),
-    "npy": as_npy(STACK),
-    "npy fortran": as_npy(np.asfortranarray(STACK)),
-    "npy big-endian": as_npy(STACK.astype(">u2")),
-    "another name": as_tiff(STACK, photometric="minisblack", metadata={"axes": "CTZYX"}),
+    "plain": by_tifffile(STACK, photometric="minisblack"),
+    "npy": by_numpy(STACK),
+    "npy fortran": by_numpy(np.asfortranarray(STACK)),
+    "npy big-endian": by_numpy(STACK.astype(">u2")),
+    "another name": by_tifffile(STACK, photometric="minisblack", metadata={"axes": "CTZYX"}),
 }
 
 
@@ -76,26 +65,26 @@ def test_axes_in_any_order_give_the_very_channel(axes: str, kind: str) -> None:
     channels = STACK[0, 0]  # C Y X
     stored = np.ascontiguousarray(channels.transpose(["CYX".index(letter) for letter in axes]))
     options = {"photometric": "minisblack", "compression": "zlib" if kind == "zlib" else None}
-    data = as_npy(stored) if kind == "npy" else as_tiff(stored, **options)
+    data = by_numpy(stored) if kind == "npy" else by_tifffile(stored, **options)
     for channel in range(4):
         np.testing.assert_array_equal(decode_image(data, axes=axes, channel=channel).pixels, channels[channel])
     assert (inspect_image(data, Selection(axes=axes, channel=0)).height, len(channels)) == (16, 4)
 
 
 def test_colour_is_said_by_s_and_channels_by_c() -> None:
-    for data in (as_npy(RGB), as_tiff(RGB, photometric="minisblack", planarconfig="contig")):
+    for data in (by_numpy(RGB), by_tifffile(RGB, photometric="minisblack", planarconfig="contig")):
         with pytest.raises(AmbiguousAxesError, match=r"axes|channel"):
             decode_image(data)
         np.testing.assert_array_equal(decode_image(data, axes="YXS").pixels, RGB)
         np.testing.assert_array_equal(decode_image(data, axes="YXC", channel=1).pixels, RGB[:, :, 1])
     with pytest.raises(AmbiguousAxesError, match="axes=YXS for colour"):
-        decode_image(as_npy(RGB))
-    planes = as_tiff(np.moveaxis(RGB, 2, 0), photometric="minisblack")
+        decode_image(by_numpy(RGB))
+    planes = by_tifffile(np.moveaxis(RGB, 2, 0), photometric="minisblack")
     np.testing.assert_array_equal(decode_image(planes, axes="SYX").pixels, RGB)
 
 
 def test_a_channel_of_a_picture_in_colour_goes_by_its_number_or_its_name() -> None:
-    data = as_tiff(RGB, photometric="rgb")
+    data = by_tifffile(RGB, photometric="rgb")
     for channel, index in ((0, 0), ("2", 2), ("green", 1), ("Blue", 2)):
         np.testing.assert_array_equal(decode_image(data, channel=channel).pixels, RGB[:, :, index])
     np.testing.assert_array_equal(decode_image(data, channel="mean").pixels, np.rint(RGB.mean(axis=2)))
@@ -105,7 +94,7 @@ def test_a_channel_of_a_picture_in_colour_goes_by_its_number_or_its_name() -> No
 
 def test_channels_go_by_the_names_of_the_file() -> None:
     channels = STACK[0, 0]
-    ome = as_tiff(channels, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "Cy5", "gfp"]}})
+    ome = by_tifffile(channels, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "Cy5", "gfp"]}})
     np.testing.assert_array_equal(decode_image(ome, channel="dapi").pixels, channels[0])
     np.testing.assert_array_equal(decode_image(ome, channel="gfp").pixels, channels[3])
     with pytest.raises(AmbiguousAxesError, match="2 channels have that name"):
@@ -117,7 +106,7 @@ def test_channels_go_by_the_names_of_the_file() -> None:
 
 
 def test_planes_that_nobody_calls_channels_are_not_taken_for_any() -> None:
-    data = as_tiff(STACK[0, 0], photometric="minisblack")
+    data = by_tifffile(STACK[0, 0], photometric="minisblack")
     with pytest.raises(AmbiguousAxesError, match=r"nothing says that they are channels; .* axes=CYX"):
         decode_image(data, channel=0)
     with pytest.raises(AmbiguousAxesError, match="axes=ZYX or axes=CYX"):
@@ -125,7 +114,7 @@ def test_planes_that_nobody_calls_channels_are_not_taken_for_any() -> None:
 
 
 def test_axes_that_do_not_fit_are_refused_with_what_was_found() -> None:
-    data = as_tiff(STACK[0, 0], photometric="minisblack")
+    data = by_tifffile(STACK[0, 0], photometric="minisblack")
     with pytest.raises(AmbiguousAxesError, match=r"axes=TZYX names 4 axes; .* shape \(4, 16, 18\), which has 3"):
         decode_image(data, axes="TZYX")
     for axes in ("ZY", "ZZYX", "QYX", "", "Y X"):
@@ -134,22 +123,22 @@ def test_axes_that_do_not_fit_are_refused_with_what_was_found() -> None:
         with pytest.raises(AmbiguousAxesError, match="letters of TZCYXS"):
             decode_image(data, axes=axes)
     with pytest.raises(ImageError, match="S is the axis of colour"):
-        decode_image(as_npy(STACK[0, 0]), axes="SYX" if STACK.shape[2] not in (3, 4) else "YSX")
+        decode_image(by_numpy(STACK[0, 0]), axes="SYX" if STACK.shape[2] not in (3, 4) else "YSX")
 
 
 def test_an_array_of_two_axes_needs_no_names_and_others_do() -> None:
     for shape in ((16, 18), (1, 16, 18), (16, 18, 1), (1, 1, 16, 18)):
-        np.testing.assert_array_equal(decode_image(as_npy(STACK[0, 0, 0].reshape(shape))).pixels, STACK[0, 0, 0])
+        np.testing.assert_array_equal(decode_image(by_numpy(STACK[0, 0, 0].reshape(shape))).pixels, STACK[0, 0, 0])
     with pytest.raises(AmbiguousAxesError, match=r"does not name its axes; .*axes=CYX"):
-        decode_image(as_npy(STACK[0, 0]))
+        decode_image(by_numpy(STACK[0, 0]))
     with pytest.raises(ImageError, match="two axes"):
-        decode_image(as_npy(np.zeros(5)))
+        decode_image(by_numpy(np.zeros(5)))
 
 
 def test_a_npy_file_is_never_unpickled_and_must_be_as_long_as_it_says() -> None:
-    good = as_npy(STACK[0, 0, 0])
+    good = by_numpy(STACK[0, 0, 0])
     refused = {
-        "pickle": as_npy(np.array([[{"a": 1}, None]], dtype=object), allow_pickle=True),
+        "pickle": by_numpy(np.array([[{"a": 1}, None]], dtype=object)),
         "cut short": good[:-1],
         "longer than it says": good + b"\0",
         "version 9": good[:6] + b"\x09" + good[7:],
@@ -163,15 +152,15 @@ def test_a_npy_file_is_never_unpickled_and_must_be_as_long_as_it_says() -> None:
         decode_image(huge)
     for dtype in ("c8", "M8[s]", "S4", "V4"):
         with pytest.raises(ImageError, match=r"complex|pixels of type"):
-            decode_image(as_npy(np.zeros((4, 5), dtype)))
+            decode_image(by_numpy(np.zeros((4, 5), dtype)))
 
 
 def test_rows_are_those_of_the_whole_plane() -> None:
     for data, selection in (
         (KINDS["imagej"], Selection(page=5)),
         (KINDS["imagej zlib"], Selection(page=1, channel="mean")),
-        (as_tiff(RGB, photometric="rgb", rowsperstrip=3, compression="zlib"), Selection()),
-        (as_npy(STACK), Selection(axes="TZCYX", page=7)),
+        (by_tifffile(RGB, photometric="rgb", rowsperstrip=3, compression="zlib"), Selection()),
+        (by_numpy(STACK), Selection(axes="TZCYX", page=7)),
     ):
         with open_image(data, selection) as source:
             whole = source.read()
@@ -195,31 +184,31 @@ def test_a_level_of_a_pyramid_has_its_own_size_and_pixels_as_much_larger() -> No
         assert found.pixel_size == PixelSize(0.5 * step, 0.5 * step)
     with pytest.raises(ImageError, match="level 3; the file has levels 0 to 2"):
         decode_image(data, level=3)
-    for other in (as_tiff(RGB, photometric="rgb"), as_npy(image)):
+    for other in (by_tifffile(RGB, photometric="rgb"), by_numpy(image)):
         with pytest.raises(ImageError, match=r"level 1; .* level 0 alone"):
             decode_image(other, level=1)
 
 
 def test_ome_xml_with_a_document_type_is_refused() -> None:
     head = b"<?xml version='1.0'?><!DOCTYPE OME [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>"
-    plain = as_tiff(STACK[0, 0, 0], ome=True)
+    plain = by_tifffile(STACK[0, 0, 0], ome=True)
     with tifffile.TiffFile(io.BytesIO(plain)) as tiff:
         xml = (tiff.ome_metadata or "").encode()
-    good = as_tiff(STACK[0, 0, 0], description=xml, metadata=None)
+    good = by_tifffile(STACK[0, 0, 0], description=xml, metadata=None)
     np.testing.assert_array_equal(decode_image(good).pixels, STACK[0, 0, 0])
     with pytest.raises(UndecodableImageError, match="document type or entities"):
         decode_image(
-            as_tiff(
+            by_tifffile(
                 STACK[0, 0, 0], description=xml.replace(b'<?xml version="1.0" encoding="UTF-8"?>', head), metadata=None
             )
         )
 
 
 def test_axes_may_name_those_of_length_1_too() -> None:
-    stack = as_tiff(STACK[:1, :, :1], imagej=True, metadata={"axes": "TZCYX"})
+    stack = by_tifffile(STACK[:1, :, :1], imagej=True, metadata={"axes": "TZCYX"})
     for axes in ("ZYX", "TZCYX"):
         np.testing.assert_array_equal(decode_image(stack, axes=axes, page=2).pixels, STACK[0, 2, 0])
-    colour = as_tiff(np.stack([RGB] * 3), imagej=True, metadata={"axes": "ZYXS"})
+    colour = by_tifffile(np.stack([RGB] * 3), imagej=True, metadata={"axes": "ZYXS"})
     np.testing.assert_array_equal(decode_image(colour, axes="TZCYXS", page=1).pixels, RGB)
     with pytest.raises(AmbiguousAxesError, match="axes=TZCYX names 5 axes"):
         decode_image(colour, axes="TZCYX", page=1)
@@ -246,7 +235,7 @@ def ask_in_c(_: int) -> None:  # which does not say for how much
 def test_no_memory_is_the_machine_s_fault_where_the_image_asks_for_what_it_said(
     monkeypatch: pytest.MonkeyPatch, read: Callable[[int], None], kind: type[ImageError]
 ) -> None:
-    source = open_image(as_npy(RGB), Selection(axes="YXS"))
+    source = open_image(by_numpy(RGB), Selection(axes="YXS"))
     monkeypatch.setattr(source._store, "read", read)
     with pytest.raises(kind):
         source.read()
@@ -254,7 +243,12 @@ def test_no_memory_is_the_machine_s_fault_where_the_image_asks_for_what_it_said(
 
 
 def test_each_reading_that_is_offered_can_be_taken() -> None:
-    for data in (as_tiff(STACK[0, :, 0], photometric="minisblack"), as_npy(RGB), as_npy(STACK[0]), as_npy(STACK)):
+    for data in (
+        by_tifffile(STACK[0, :, 0], photometric="minisblack"),
+        by_numpy(RGB),
+        by_numpy(STACK[0]),
+        by_numpy(STACK),
+    ):
         with pytest.raises(AmbiguousAxesError) as caught:
             inspect_image(data)
         choices = caught.value.choices

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
+from model.checkpoint import Architecture, ModelConfig, read_checkpoint
+from tests.files import write_seeded_weights
 from training.__main__ import main
 
 
 def write(path: Path, seed: int, threshold: float, width: int = 4) -> Path:
-    torch.manual_seed(seed)
     config = ModelConfig(architecture=Architecture(width=width), threshold=threshold)
     card = {"seen": [f"{seed:04d}"], "data": f"data {seed}", "scores": {"dice": 1.0}}
-    write_checkpoint(path, config.architecture.build().state_dict(), config, card)
+    write_seeded_weights(path, config, card, seed=seed)
     return path
 
 

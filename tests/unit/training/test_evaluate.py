@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import Architecture, Checkpoint, ModelConfig, write_checkpoint
+from model.checkpoint import Architecture, Checkpoint, ModelConfig
 from model.images import encode_png
 from model.segmenter import Segmenter
 from model.types import Batch, Logits
+from tests.files import write_seeded_weights
 from training.__main__ import main
 from training.data import find_pairs
 from training.dataset import PairCache
@@ -143,9 +144,8 @@ def test_the_report_holds_tables_and_pictures_and_escapes_names(folder: Path, tm
 def test_the_command_prints_scores_and_refuses_a_threshold_that_is_none(
     cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(0)
     config = ModelConfig(architecture=Architecture(width=4, align_corners=False), tile_px=(128,))
-    write_checkpoint(tmp_path / "w.pth", config.architecture.build().state_dict(), config, {})
+    write_seeded_weights(tmp_path / "w.pth", config)
     command = ["evaluate", str(tmp_path / "w.pth"), str(cells), "--quiet", "--device", "cpu"]
     assert main([*command, "--report", str(tmp_path / "r.html")]) == 0
     said = capsys.readouterr().out
