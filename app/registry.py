@@ -175,6 +175,7 @@ class Registry:
             files = await self._look()
             same = name in self._models and self._models[name].version == version
             if same and (name not in files or await self._unchanged(name, files[name])):
+                self._report(name, None)  # whichever worker is asked tells of the reload
                 return  # and so is the twin
             error = await self._load_file(name, files[name], report=True) if name in files else f"{name}.pth is gone"
             if error is not None:
@@ -248,15 +249,18 @@ class Registry:
             logger.error("weights refused: %s", error)
         if report:
             self._note_reload(name, error is None)
-            model = self._models.get(name)
-            self.last_reload = ReloadReport(
-                model=name,
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-                ok=error is None,
-                version=model.version if model else None,
-                error=error,
-            )
+            self._report(name, error)
         return error
+
+    def _report(self, name: str, error: str | None) -> None:
+        model = self._models.get(name)
+        self.last_reload = ReloadReport(
+            model=name,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            ok=error is None,
+            version=model.version if model else None,
+            error=error,
+        )
 
     def _put(self, name: str, segmenter: Segmenter) -> None:
         old = self._models.get(name)

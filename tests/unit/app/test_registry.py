@@ -301,6 +301,8 @@ def test_what_another_process_serves_is_adopted_from_the_file_and_nothing_else(f
     async def work(registry: Registry) -> None:
         old = registry.get(None)
         await registry.adopt("best_model", old.version)
+        assert registry.last_reload is not None
+        assert (registry.last_reload.ok, registry.last_reload.version) == (True, old.version)
         assert registry.get(None) is old  # the same bytes: nothing to do
         version = write(weights, 1)
         await registry.adopt("best_model", version)
