@@ -49,7 +49,7 @@ def check(answer: httpx.Response, status: int, code: str, detail: str = "") -> N
 
 
 FILES = {
-    "no image": (b"hello", 415, "undecodable_image", "68 65 6c 6c 6f"),
+    "no image": (b"hello", 415, "undecodable_image", "b'hello'"),
     "nothing": (b"", 415, "undecodable_image", "0 bytes"),
     "a gif": (b"GIF89a" + bytes(50), 415, "undecodable_image", "a GIF"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "undecodable_image", "SVG"),
