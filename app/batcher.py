@@ -313,7 +313,8 @@ class Batcher:
         tiles = runtime.batch_tiles
         started_at = time.perf_counter()
         try:
-            batch = np.stack([pick.job.stitcher.tile(pick.index) for pick in picks])
+            parts = [pick.job.stitcher.tile(pick.index) for pick in picks]
+            batch = np.stack(parts) if len(parts) > 1 else parts[0][None]
             logits = self._pass(runtime, batch, alone=alone)
         except MemoryError as error:
             self._attempt_in_halves(picks, tiles, error)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import cv2
 import uvicorn
 from fastapi import FastAPI
 
@@ -151,6 +152,7 @@ def _run(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None =
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """uvicorn, set up."""
+    cv2.setNumThreads(1)  # pictures share the cores, each in a thread of Maskwell's; more would only be in the way
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -26,7 +26,7 @@ from app.settings import Settings
 from app.tracing import Tracing
 from app.uploads import Upload, UploadBudget
 from model.errors import ImageTooLargeError, SegmentationError
-from model.images import ImageHeader, encode_png, inspect_image, open_image, to_display
+from model.images import ImageHeader, encode_png, inspect_image, inspect_quickly, open_image, to_display
 from model.outputs import NEEDS_IMAGE, QUALITY, SUFFIXES, PlaneParts, encode_output, encode_plane, join_planes
 from model.quality import Flag, describe_quality, in_order
 from model.segmenter import MapStitcher
@@ -291,6 +291,9 @@ class Service:
     async def _inspect(self, upload: Upload, query: SegmentQuery | PreviewQuery, *, several: bool) -> ImageHeader:
         max_pixels = self.settings.max_pixels
         selection = query.selection()
+        header = inspect_quickly(upload.data, selection, max_pixels=max_pixels)
+        if header is not None:
+            return header
         return await self._small.run(inspect_image, upload.data, selection, max_pixels=max_pixels, several=several)
 
     async def _inspect_all(

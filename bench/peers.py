@@ -141,7 +141,6 @@ def table(results: dict[str, list[Cell]], clients: list[int]) -> list[str]:
     heads = [f"{n} client{'s' * (n > 1)}: /s | p50, p99 ms | processor ms" for n in clients]
     lines = [
         f"| server | {' | '.join(heads)} | failed |",
-        +" | ".join(f"{n} client{'s' * (n > 1)}: /s | p50, p99 ms | processor ms" for n in clients) + " | failed |",
         "|---" * (3 * len(clients) + 2) + "|",
     ]
     for name, cells in results.items():

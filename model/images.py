@@ -13,8 +13,8 @@ import tifffile
 
 from model import npy, pictures, tiff
 from model.errors import AmbiguousAxesError, ImageError, UndecodableImageError
-from model.png import write_png
-from model.source import DEFAULT_MAX_PIXELS, ImageSource, PixelSize, Selection, decoder_errors
+from model.png import inspect_plain_png, write_png
+from model.source import DEFAULT_MAX_PIXELS, ImageSource, PixelSize, Selection, check_size, decoder_errors
 from model.types import Image, Labels, Levels, Mask, Probability
 
 SUFFIXES = (
@@ -106,8 +106,22 @@ def inspect_image(
     data: bytes, selection: Selection | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS, several: bool = False
 ) -> ImageHeader:
     """Read the size of a picture from its header, without decoding; arguments and errors as in open_image."""
+    header = inspect_quickly(data, selection, max_pixels=max_pixels)
+    if header is not None:
+        return header
     with open_image(data, selection, max_pixels=max_pixels, several=several) as source:
         return ImageHeader(source.height, source.width, source.format, source.n_planes)
+
+
+def inspect_quickly(
+    data: bytes, selection: Selection | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> ImageHeader | None:
+    """As inspect_image for a plain PNG of which nothing is left to choose, in microseconds; None for whatever else."""
+    size = inspect_plain_png(data) if selection is None or selection == Selection() else None
+    if size is None:
+        return None
+    check_size(*size, max_pixels)
+    return ImageHeader(*size, "PNG")
 
 
 def read_image(

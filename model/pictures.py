@@ -1,4 +1,4 @@
-"""PNG, JPEG, WebP and BMP, by Pillow, within limits that are checked before decoding."""
+"""PNG, JPEG, WebP and BMP, by Pillow for the most part, within limits that are checked before decoding."""
 
 import io
 import warnings
@@ -9,6 +9,7 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from model.errors import AmbiguousAxesError, ImageError, ImageTooLargeError, UndecodableImageError
+from model.png import read_plain_png
 from model.source import MAX_PLANES, Contents, Selection, check_size
 from model.types import Image
 
@@ -94,8 +95,12 @@ class _PictureStore:
     def read(self, index: int) -> Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if self._kind == "PNG" and self._n_frames == 1 and _is_16_bit_png(self._data):
-                return self._read_16_bit_png()  # Pillow would cut colour to 8 bits
+            if self._kind == "PNG" and self._n_frames == 1:
+                plain = read_plain_png(self._data)
+                if plain is not None and plain.shape[:2] == (self._picture.height, self._picture.width):
+                    return plain
+                if _is_16_bit_png(self._data):
+                    return self._read_16_bit_png()  # Pillow would cut colour to 8 bits
             self._picture.seek(index)
             return np.asarray(self._picture.convert("L" if self._picture.mode in ("1", "L", "LA") else "RGB"))
 

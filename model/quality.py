@@ -17,9 +17,9 @@ from model.types import Image, Levels
 Flag = Literal["saturated", "out_of_focus", "empty", "low_confidence", "unusual_intensity"]
 FLAGS: tuple[Flag, ...] = ("saturated", "out_of_focus", "empty", "low_confidence", "unusual_intensity")
 
-# Of an image this much is looked at: windows for its sharpness, every n-th pixel for its intensities.
-WINDOW_PX = 256
+# Of an image so many pixels are looked at: four windows for its sharpness, every n-th pixel for its intensities.
 SAMPLE_PX = 1 << 16
+WINDOW_PX = 128
 BAND_ROWS = 64  # that are read at a time
 
 # Thresholds, chosen on images of DSB 2018 that are not in docs/splits/dsb2018.txt (bench/quality.py).
@@ -126,7 +126,7 @@ def is_blurred(image: Image) -> bool:
     fine = coarse = noise = 0.0
     for window in _windows(image):
         grey = _grey(window).astype(np.float32)
-        if not np.isfinite(grey).all():
+        if window.dtype.kind == "f" and not np.isfinite(grey).all():
             continue
         # to filters of 1, 2 and 4 px in steps, the last at half the size, where it says the same
         first = _smooth(grey, 1.0)
@@ -204,7 +204,7 @@ def _spread(rows: npt.NDArray[np.float64], count: int) -> Sequence[int]:
 def _noise(grey: npt.NDArray[np.float32]) -> float:
     """Standard deviation of the noise. Source: Immerkaer 1996, with a median, which edges do not move."""
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float32)
-    response = np.abs(cv2.filter2D(grey, -1, kernel))[::3, ::3].ravel()
+    response = np.abs(cv2.filter2D(grey, -1, kernel)[::3, ::3]).ravel()
     middle = response.size // 2
     return float(np.partition(response, middle)[middle]) / 0.6745 / 6
 
@@ -229,7 +229,8 @@ def _starts(length: int) -> list[int]:
     if length <= WINDOW_PX:
         return [0]
     free = length - WINDOW_PX
-    return sorted({free // 4, free - free // 4})
+    edge = free // 4 if free > WINDOW_PX else 0  # so that they do not overlap, and none crosses a seam of sample_rows
+    return [edge, free - edge]
 
 
 def _sample(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:

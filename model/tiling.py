@@ -114,7 +114,7 @@ class Stitcher:
         self._next += 1
         grid = self.grid
         if len(grid) == 1:
-            self._finish_rows(0, logits[:, : grid.height, : grid.width])
+            self._finish(logits[:, : grid.height, : grid.width])
             return
         row, column = divmod(index, len(grid.xs))
         y, x = grid.ys[row], grid.xs[column]
@@ -149,6 +149,10 @@ class Stitcher:
         if self._logits is None:
             self._logits = np.empty((self._n_classes, self.grid.height, self.grid.width), dtype=np.float32)
         self._logits[:, top : top + logits.shape[1]] = logits
+
+    def _finish(self, logits: Logits) -> None:
+        """Take the (K, H, W) logits of an image of one tile; they stay as they are."""
+        self._logits = logits
 
     def _begin_row(self, y: int, rows: int) -> None:
         """Keep of the sums the rows that the next row of tiles reaches too."""
