@@ -197,9 +197,9 @@ class Registry:
         """Load what is new or changed, forget what is gone. A folder that cannot be read changes nothing."""
         async with self._lock:
             try:
-                files = await self._patience.call(self._scan)
-            except (OSError, TooSlowError) as error:
-                problem = f"the folder of weights cannot be looked into: {getattr(error, 'strerror', error)}"
+                files = await self._look()
+            except WeightsRefusedError as error:
+                problem = str(error)
                 if problem != self.folder_error:
                     logger.error("%s (%s); what serves keeps serving", problem, self._settings.weights_dir)
                 self.folder_error = problem

@@ -106,9 +106,6 @@ def inspect_image(
     data: bytes, selection: Selection | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS, several: bool = False
 ) -> ImageHeader:
     """Read the size of a picture from its header, without decoding; arguments and errors as in open_image."""
-    header = inspect_quickly(data, selection, max_pixels=max_pixels)
-    if header is not None:
-        return header
     with open_image(data, selection, max_pixels=max_pixels, several=several) as source:
         return ImageHeader(source.height, source.width, source.format, source.n_planes)
 

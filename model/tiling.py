@@ -114,7 +114,7 @@ class Stitcher:
         self._next += 1
         grid = self.grid
         if len(grid) == 1:
-            self._finish(logits[:, : grid.height, : grid.width])
+            self._finish_rows(0, logits[:, : grid.height, : grid.width])
             return
         row, column = divmod(index, len(grid.xs))
         y, x = grid.ys[row], grid.xs[column]
@@ -145,14 +145,16 @@ class Stitcher:
             raise ValueError(f"{len(self.grid) - self._next} tiles are missing")
 
     def _finish_rows(self, top: int, logits: Logits) -> None:
-        """Take the (K, rows, W) logits of rows that no further tile reaches, from row `top` on; they change later."""
+        """Take the (K, rows, W) logits of rows that no further tile reaches, from row `top` on.
+
+        They change when a further row of tiles begins.
+        """
+        if logits.shape[1] == self.grid.height:  # the whole image, after which nothing begins
+            self._logits = logits
+            return
         if self._logits is None:
             self._logits = np.empty((self._n_classes, self.grid.height, self.grid.width), dtype=np.float32)
         self._logits[:, top : top + logits.shape[1]] = logits
-
-    def _finish(self, logits: Logits) -> None:
-        """Take the (K, H, W) logits of an image of one tile; they stay as they are."""
-        self._logits = logits
 
     def _begin_row(self, y: int, rows: int) -> None:
         """Keep of the sums the rows that the next row of tiles reaches too."""

@@ -165,7 +165,6 @@ def evaluate(
     *,
     threshold: float | None = None,
     tune: bool = False,
-    cells: bool = True,
     regions: bool = False,
     quiet: bool = False,
 ) -> Scores:
@@ -178,7 +177,6 @@ def evaluate(
         pairs: image and truth.
         threshold: of the mask; None takes the checkpoint's.
         tune: choose the threshold that gives the best mean Dice on these images instead.
-        cells: match cells too, where the truth has them.
         regions: compare regions too, where the truth is binary; takes a while.
         quiet: no progress bar.
 
@@ -186,7 +184,7 @@ def evaluate(
         DataError: a pair cannot be read.
     """
     answers = answer_images(segmenter, pairs, quiet=quiet)
-    return score_answers(segmenter, answers, threshold=threshold, tune=tune, cells=cells, regions=regions)
+    return score_answers(segmenter, answers, threshold=threshold, tune=tune, regions=regions)
 
 
 def score_answers(
@@ -195,7 +193,6 @@ def score_answers(
     *,
     threshold: float | None = None,
     tune: bool = False,
-    cells: bool = True,
     regions: bool = False,
 ) -> Scores:
     """Score what a network said, read as the segmenter's config says; arguments as in evaluate."""
@@ -203,7 +200,7 @@ def score_answers(
     chosen = segmenter.config.threshold if threshold is None else threshold
     if tune:
         chosen = best_threshold(curve)
-    has_cells = cells and any(answer.pair.kind != "mask" for answer in answers)
+    has_cells = any(answer.pair.kind != "mask" for answer in answers)
     images = []
     for answer in answers:
         found = segmenter.read(answer.maps, threshold=chosen)

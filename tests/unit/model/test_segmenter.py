@@ -165,6 +165,14 @@ def test_a_large_image_is_read_and_kept_by_rows_to_the_same_bytes(
         np.testing.assert_array_equal(getattr(by_rows, name), getattr(at_once, name))
 
 
+def test_an_image_of_one_tile_is_kept_by_rows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = load_segmenter(written(tmp_path / "w.pth", architecture=Architecture(width=4)), device="cpu")
+    image = np.random.default_rng(0).integers(0, 250, (90, 70), dtype=np.uint8)
+    at_once = segmenter.segment(image).maps
+    monkeypatch.setattr("model.segmenter.MAPS_AT_ONCE_PX", 0)
+    np.testing.assert_array_equal(segmenter.segment(image).maps.cell, at_once.cell)
+
+
 def test_an_image_that_cannot_be_taken_is_refused(thresholder: Segmenter) -> None:
     with pytest.raises(ImageError, match="an image of shape"):
         thresholder.segment(np.zeros((3, 3, 3, 3)))

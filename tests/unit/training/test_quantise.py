@@ -17,7 +17,7 @@ from training.data import find_pairs
 from training.dataset import image_digest
 from training.errors import DataError, RefusedError
 from training.publish import publish
-from training.quantise import Split, _is_good, quantise, split_for_twin, unseen_pairs
+from training.quantise import _is_good, quantise, split_for_twin, unseen_pairs
 
 
 def write_sure(path: Path, **architecture: object) -> Path:
@@ -123,9 +123,10 @@ def test_ranges_come_from_training_images_and_the_check_from_others(cells: Path)
     assert (split.calibration, split.check) == (pairs[:6], pairs[6:])
     few = split_for_twin(pairs, unseen_pairs(pairs, {"seen": seen[:2]}))
     assert (few.calibration, few.check) == (pairs[2::2], pairs[3::2])
-    assert split_for_twin(pairs[:1], pairs[:1]) == Split(pairs[:1], pairs[:1])
+    one = split_for_twin(pairs[:1], unseen_pairs(pairs[:1], {}))
+    assert one.check == one.calibration == pairs[:1]
     with pytest.raises(DataError, match="trained on all 6"):
-        split_for_twin(pairs[:6], [])
+        split_for_twin(pairs[:6], unseen_pairs(pairs[:6], {"seen": seen}))
 
 
 def test_weights_that_cannot_be_read_get_no_twin(cells: Path, tmp_path: Path) -> None:
