@@ -17,9 +17,10 @@ from model.types import Image, Levels
 Flag = Literal["saturated", "out_of_focus", "empty", "low_confidence", "unusual_intensity"]
 FLAGS: tuple[Flag, ...] = ("saturated", "out_of_focus", "empty", "low_confidence", "unusual_intensity")
 
-# Of an image so many pixels are looked at: four windows for its sharpness, every n-th pixel for its intensities.
+# Of an image this much is looked at: every n-th pixel for its intensities, and four windows for its sharpness, with
+# larger ones to make sure where the small ones find it wanting, which is rare.
 SAMPLE_PX = 1 << 16
-WINDOW_PX = 128
+WINDOWS_PX = (128, 256)
 BAND_ROWS = 64  # that are read at a time
 
 # Thresholds, chosen on images of DSB 2018 that are not in docs/splits/dsb2018.txt (bench/quality.py).
@@ -68,8 +69,9 @@ def sample_rows(read_rows: Callable[[int, int], Image], height: int) -> Image:
         height: of the image, in pixels.
     """
     tops = list(range(0, height, BAND_ROWS))
-    if height > 2 * WINDOW_PX:
-        tops = [top + row for top in _starts(height) for row in range(0, WINDOW_PX, BAND_ROWS)]
+    window = WINDOWS_PX[-1]
+    if height > 2 * window:
+        tops = [top + row for top in _starts(height, window) for row in range(0, window, BAND_ROWS)]
     return np.concatenate([read_rows(top, min(top + BAND_ROWS, height)) for top in tops])
 
 
@@ -123,8 +125,12 @@ def is_saturated(image: Image) -> bool:
 
 def is_blurred(image: Image) -> bool:
     """Whether the finest detail is missing that an image in focus has; False where there is too little to tell."""
+    return all(_lacks_detail(image, side) for side in WINDOWS_PX)
+
+
+def _lacks_detail(image: Image, side: int) -> bool:
     fine = coarse = noise = 0.0
-    for window in _windows(image):
+    for window in _windows(image, side):
         grey = _grey(window).astype(np.float32)
         if window.dtype.kind == "f" and not np.isfinite(grey).all():
             continue
@@ -218,18 +224,18 @@ def _variance(detail: npt.NDArray[np.float32]) -> float:
     return float(np.vdot(detail, detail)) / detail.size
 
 
-def _windows(image: Image) -> list[Image]:
+def _windows(image: Image, side: int) -> list[Image]:
     """Windows spread evenly over the image; all of it where it is small."""
     height, width = image.shape[:2]
-    tops, lefts = (_starts(length) for length in (height, width))
-    return [image[top : top + WINDOW_PX, left : left + WINDOW_PX] for top in tops for left in lefts]
+    tops, lefts = (_starts(length, side) for length in (height, width))
+    return [image[top : top + side, left : left + side] for top in tops for left in lefts]
 
 
-def _starts(length: int) -> list[int]:
-    if length <= WINDOW_PX:
+def _starts(length: int, side: int) -> list[int]:
+    if length <= side:
         return [0]
-    free = length - WINDOW_PX
-    edge = free // 4 if free > WINDOW_PX else 0  # so that they do not overlap, and none crosses a seam of sample_rows
+    free = length - side
+    edge = free // 4 if free > side else 0  # so that they do not overlap, and none crosses a seam of sample_rows
     return [edge, free - edge]
 
 

@@ -1,6 +1,7 @@
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import skimage.data
 
+from model.images import read_image
 from model.outputs import encode_output
 from model.postprocess import Maps
 from model.quality import (
@@ -175,3 +177,8 @@ def test_an_image_that_is_read_by_rows_is_judged_by_a_part_of_them() -> None:
         part = sample_rows(lambda start, stop, given=given: given[start:stop], len(given))  # type: ignore[misc]
         assert len(part) <= 512
         assert assess_image(part) == assess_image(given) == expected
+
+
+def test_the_picture_that_the_page_offers_to_try_shows_no_such_sign() -> None:
+    sample = read_image(Path(__file__).parents[3] / "app" / "static" / "sample.png")
+    assert assess_image(sample) == set()
