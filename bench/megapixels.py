@@ -71,8 +71,8 @@ def main() -> int:
         print(rows[-1], file=sys.stderr, flush=True)
     mib = 1024**2
     lines = [
-        "| image | s | s a megapixel | peak memory | over the decoded image | before it came | cells |",
-        "|---" * 7 + "|",
+        "| image | s | s a megapixel | peak memory | over the decoded image | before it came |",
+        "|---" * 6 + "|",
     ]
     lines += [
         f"| {row['side']} x {row['side']} px | {row['s']:.2f} | {row['s'] / row['mp']:.3f} "

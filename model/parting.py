@@ -40,7 +40,7 @@ def label_regions(mask: Mask) -> tuple[Labels, int]:
     return np.asarray(labels, dtype=np.int32), n_with_background - 1
 
 
-def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Late) -> int:
+def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Late, below_px: int | None = None) -> int:
     """Part each region that holds several cores; the others, and pixels that no flood reaches, keep their number.
 
     Args:
@@ -48,13 +48,15 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
         count: of regions.
         core: where the cores of cells are, in the rows of a slice.
         late: how late a flood from the cores reaches the pixels, in the rows and columns of two slices.
+        below_px: leave the regions whole in which no core is smaller, for a caller that only asks which parts are: a
+            part is at least as large as its core.
 
     Returns:
         The largest number that there may be now; not all numbers are used.
 
     Source: skimage.segmentation.watershed (decisions/0005).
     """
-    region_of, seed_of = _mark_cores(labels, count, core)
+    region_of, seed_of = _mark_cores(labels, count, core, below_px)
     height, width = labels.shape
     block, halo = BLOCK_PX, HALO_PX
     crowded = np.zeros(count + 1, dtype=np.bool_)
@@ -69,12 +71,14 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
             right = min(left + block, width)
             start, stop = max(left - halo, 0), min(right + halo, width)
             numbers = marked[:, start:stop]
-            regions = region_of[numbers]
-            mask = crowded[regions]
-            if mask.any():
-                order = late(slice(first, first + len(marked)), slice(start, stop))
-                parted = _flood(order, seed_of[numbers], mask)
-                np.copyto(regions, parted, where=parted > 0)
+            regions = np.take(region_of, numbers)  # half the time of indexing
+            mask = np.take(crowded, regions)
+            x, y, across, down = cv2.boundingRect(mask.view(np.uint8))
+            if across:
+                box = slice(y, y + down), slice(x, x + across)
+                order = late(slice(first + y, first + y + down), slice(start + x, start + x + across))
+                parted = _flood(order, seed_of[numbers[box]], mask[box])
+                np.copyto(regions[box], parted, where=parted > 0)
             labels[top:bottom, left:right] = regions[top - first : bottom - first, left - start : right - start]
     return int(seed_of.max(initial=count))
 
@@ -94,7 +98,7 @@ def _flood(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:
 
 
 def _mark_cores(
-    labels: Labels, count: int, core: Callable[[slice], Mask]
+    labels: Labels, count: int, core: Callable[[slice], Mask], below_px: int | None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Give the pixels of cores numbers above `count`, in place.
 
@@ -124,6 +128,8 @@ def _mark_cores(
     region_of_joined = np.zeros(n + 1, dtype=np.int32)
     region_of_joined[core_of] = region_of_core
     crowded = np.bincount(region_of_joined[real], minlength=count + 1) > 1
+    if below_px is not None:
+        crowded &= np.bincount(region_of_joined[real & (area < below_px)], minlength=count + 1) > 0
     seed = np.where(real & crowded[region_of_joined], np.arange(n + 1) + count, 0).astype(np.int32)
     region_of = np.concatenate([np.arange(count + 1, dtype=np.int32), region_of_core[1:]])
     seed_of = np.concatenate([np.zeros(count + 1, dtype=np.int32), seed[core_of][1:]])

@@ -151,13 +151,49 @@ def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Co
 
     Source: connected regions over edges; skimage.segmentation.watershed (model.parting, decisions/0005).
     """
+    labels, count = _regions(maps, threshold, min_area_px, cores, mask_only=False)
+    _renumber(labels, count, min_area_px)
+    return labels
+
+
+def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cores = DEFAULT_CORES) -> Mask:
+    """The pixels that label_cells numbers, at a fraction of the time: it floods only where a cell may be too small.
+
+    Args, Raises: as label_cells.
+
+    Returns:
+        (H, W) bool.
+    """
+    if min_area_px == 0:
+        return threshold_mask(maps.cell, threshold)
+    labels, count = _regions(maps, threshold, min_area_px, cores, mask_only=True)
+    flat = labels.reshape(-1)
+    bands = [slice(start, start + BAND_PX) for start in range(0, flat.size, BAND_PX)]
+    areas = np.zeros(count + 1, dtype=np.int64)
+    for band in bands:
+        areas += np.bincount(flat[band], minlength=count + 1)
+    kept = areas >= min_area_px
+    kept[0] = False
+    mask = np.empty(flat.size, dtype=np.bool_)
+    for band in bands:
+        mask[band] = np.take(kept, flat[band])
+    return mask.reshape(labels.shape)
+
+
+def _regions(maps: Maps, threshold: float, min_area_px: int, cores: Cores, *, mask_only: bool) -> tuple[Labels, int]:
+    """(H, W) int32 cells before small ones are dropped, and the largest number that there may be."""
     if min_area_px < 0:
         raise ValueError(f"min_area_px {min_area_px}; allowed is 0 or more")
     labels, count = label_regions(threshold_mask(maps.cell, threshold))
     if count and (maps.border is not None or maps.distance is not None or cores.threshold is not None):
-        count = part(labels, count, core=lambda *at: _core(maps, cores, at), late=lambda *at: _late(maps, at))
-    _renumber(labels, count, min_area_px)
-    return labels
+        count = part(
+            labels,
+            count,
+            core=lambda *at: _core(maps, cores, at),
+            late=lambda *at: _late(maps, at),
+            below_px=min_area_px if mask_only else None,
+        )
+    return labels, count
 
 
 def _core(maps: Maps, rule: Cores, at: tuple[slice, ...]) -> Mask:
@@ -213,7 +249,7 @@ def _renumber(labels: Labels, count: int, min_area_px: int) -> None:
     number = np.zeros(count + 1, dtype=np.int32)
     number[np.flatnonzero(kept)[order]] = np.arange(1, len(order) + 1, dtype=np.int32)
     for band in bands:
-        flat[band] = number[flat[band]]
+        flat[band] = np.take(number, flat[band])
 
 
 def _sigmoid(logits: Logits) -> Logits:

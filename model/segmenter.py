@@ -13,7 +13,7 @@ import numpy as np
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.compiled_cache import CompiledCache
 from model.errors import WeightsError
-from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, threshold_mask, to_maps
+from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, mask_cells, threshold_mask, to_maps
 from model.preprocess import Preprocessor, RowReader
 from model.quality import PROFILE_KEY, Flag, assess_answer, assess_image, in_order, sample_rows
 from model.runtime import Precision, Runtime, choose_device, make_runtime
@@ -68,11 +68,15 @@ class Segmentation:
         return in_order(self.image_quality | answer)
 
     def mask(self) -> Mask:
-        """(H, W) bool: True in a cell; the same pixels that `labels()` numbers."""
-        if self.min_area_px == 0:
-            return threshold_mask(self.maps.cell, self.threshold)
-        mask: Mask = self.labels() > 0
-        return mask
+        """(H, W) bool: True in a cell; the same pixels that `labels()` numbers, in less time than these take."""
+        if "_labels" in self.__dict__:  # they are there already
+            mask: Mask = self._labels > 0
+            return mask
+        return self._mask
+
+    @cached_property
+    def _mask(self) -> Mask:
+        return mask_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, cores=self.cores)
 
 
 class MapStitcher(Stitcher):

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from model import parting, postprocess
 from model.images import encode_probability
-from model.postprocess import PROBABILITY_LEVELS, Cores, Maps, label_cells, threshold_mask, to_maps
+from model.postprocess import PROBABILITY_LEVELS, Cores, Maps, label_cells, mask_cells, threshold_mask, to_maps
 from model.types import Labels, Logits, Probability
 
 
@@ -128,6 +128,21 @@ def test_the_labels_cover_the_mask_exactly_and_are_numbered_by_first_pixel_witho
         assert ndimage.label(labels == number)[1] == 1  # each cell is in one piece
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), min_area_px=st.integers(0, 60), with_border=st.booleans())
+def test_the_mask_is_where_the_labels_are_whatever_is_parted_and_dropped(
+    seed: int, min_area_px: int, with_border: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    far = ndimage.distance_transform_edt(ndimage.gaussian_filter(generator.random((90, 110)), 2) > 0.5)
+    cell = np.where(far > 0, 0.9, 0.1).astype(np.float32)
+    distance = np.clip(ndimage.gaussian_filter(far, 1) / 6, 0, 1).astype(np.float32)
+    border = ((far > 0) & (generator.random(cell.shape) < 0.05)).astype(np.float32) if with_border else None
+    maps = Maps.from_probabilities(cell, border, distance)
+    labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px)
+    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=min_area_px), labels > 0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
     seed: int, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +160,7 @@ def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
     monkeypatch.setattr(parting, "HALO_PX", 300)  # as far as any of the regions reaches
     monkeypatch.setattr(postprocess, "BAND_PX", 3000)
     np.testing.assert_array_equal(label_cells(maps, threshold=0.5, min_area_px=10), whole)
+    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=10), whole > 0)
 
 
 def test_a_region_larger_than_a_block_is_parted_into_the_same_cells_but_for_pixels_at_the_seams(

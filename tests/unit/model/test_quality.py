@@ -15,6 +15,7 @@ from model.outputs import encode_output
 from model.postprocess import Maps
 from model.quality import (
     FLAGS,
+    PROFILE_QUANTILES,
     assess_answer,
     assess_image,
     describe_intensity,
@@ -182,3 +183,10 @@ def test_an_image_that_is_read_by_rows_is_judged_by_a_part_of_them() -> None:
 def test_the_picture_that_the_page_offers_to_try_shows_no_such_sign() -> None:
     sample = read_image(Path(__file__).parents[3] / "app" / "static" / "sample.png")
     assert assess_image(sample) == set()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_an_intensity_profile_is_made_of_the_quantiles_that_numpy_gives(dtype: type) -> None:
+    image: npt.NDArray[Any] = np.random.default_rng(0).gamma(2.0, 20.0, (90, 70)).clip(0, 255).astype(dtype)
+    low, high, *inner = np.quantile(image.astype(np.float64), (0.01, 0.998, *PROFILE_QUANTILES))
+    np.testing.assert_allclose(describe_intensity(image)[:-1], (np.array(inner) - low) / (high - low), atol=1e-6)

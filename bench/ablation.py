@@ -1,0 +1,122 @@
+"""What each step of the recipe gains: short trainings without it, several seeds each, scored on the validation images.
+
+    python bench/ablation.py DATA --val-list docs/splits/dsb2018.txt [--out runs/ablation] [--seeds 0 1 2]
+
+A smaller network on smaller crops than the shipped one, for fewer steps, so that the whole table takes about an hour on
+two cores. What has been trained already is not trained again, so the command can be stopped and started as one likes.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import read_checkpoint
+
+SMALL = ("--width", "16", "--crop-px", "128", "--batch-size", "8", "--epochs", "1", "--lr", "3e-4")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "the recipe": (),
+    "no warp": ("--warp-prob", "0"),
+    "no elastic bending": ("--elastic-px", "0"),
+    "no change of intensity": ("--intensity-prob", "0"),
+    "no recolouring, inversion or parts alone": ("--recolour-prob", "0", "--invert-prob", "0", "--alone-prob", "0"),
+    "each image as often as any other": ("--no-balance",),
+    "no distance output": ("--distance", "no"),
+    "neither border nor distance output": ("--distance", "no", "--border", "no"),
+    "cross-entropy alone, no soft Dice": ("--dice-weight", "0"),
+    "constant learning rate": ("--schedule", "constant"),
+    "no average of the weights": ("--ema-decay", "0"),
+    "grey levels over 255, no percentiles": ("--normalisation", "unit"),
+    "one channel: grey": ("--n-channels", "1"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one variant."""
+
+    name: str
+    arguments: tuple[str, ...]
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        return f"{self.name.replace(' ', '-').replace(',', '').replace(':', '')}-{self.seed}"
+
+
+def main() -> int:
+    """Train what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--val-list", type=Path, required=True, help="file of image names, a line each")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    # seed by seed, so that a table of fewer seeds is there early
+    runs = [Run(name, extra, seed) for seed in options.seeds for name, extra in VARIANTS.items()]
+
+    def score(run: Run) -> dict[str, Any]:
+        arguments = [*SMALL, "--crops-per-epoch", str(8 * options.steps), "--val-list", str(options.val_list)]
+        return fit(options.data, options.out, run, [*arguments, *run.arguments])
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        scores = list(pool.map(score, runs))
+    print(f"{options.steps} steps of eight 128 px crops, width 16; {len(options.seeds)} seeds: mean and spread\n")
+    print("\n".join(table(runs, scores)))
+    return 0
+
+
+def fit(data: Path, out: Path, run: Run, arguments: Sequence[str]) -> dict[str, Any]:
+    """Scores of a run on its validation images; trains it if that has not been done."""
+    found = out / f"{run.stem}.json"
+    if not found.exists():
+        weights = out / f"{run.stem}.pth"
+        command = [sys.executable, "-m", "training", "fit", str(data), "--out", str(weights), "--quiet"]
+        command += ["--run-folder", str(out / run.stem), "--seed", str(run.seed), "--workers", "1", *arguments]
+        # a core each; threads that wait for each other would cost more than they bring
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        scores = read_checkpoint(weights).card["scores"]["validation"]
+        found.write_text(json.dumps(scores))
+        print(run.name, run.seed, f"Dice {scores['dice']}", file=sys.stderr, flush=True)
+    result: dict[str, Any] = json.loads(found.read_text())
+    return result
+
+
+def table(runs: Sequence[Run], scores: Sequence[dict[str, Any]]) -> list[str]:
+    """A Markdown table; what is lost without a step is the difference to the recipe, seed by seed."""
+    keys = {"Dice": lambda s: s["dice"], "AP at 0.5": lambda s: s["cells"]["ap"]["0.5"]}
+    keys["mean AP"] = lambda s: s["cells"]["ap"]["mean"]
+    by = {(run.name, run.seed): score for run, score in zip(runs, scores, strict=True)}
+    seeds = sorted({run.seed for run in runs})
+    first = next(iter(VARIANTS))
+    heads = " | ".join(f"{key} | to the recipe" for key in keys)
+    lines = [f"| | {heads} |", "|---" * (1 + 2 * len(keys)) + "|"]
+    for name in VARIANTS:
+        cells = []
+        for get in keys.values():
+            values = [get(by[name, seed]) for seed in seeds]
+            gains = [get(by[name, seed]) - get(by[first, seed]) for seed in seeds]
+            cells += [spread(values, ".3f"), "" if name == first else spread(gains, "+.3f")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean and sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{form}} ± {deviation:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
