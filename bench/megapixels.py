@@ -104,7 +104,7 @@ def measure(side: int, options: argparse.Namespace) -> dict[str, Any]:
     seconds = []
     for _ in range(1 if side * side > 1 << 24 else options.repeats):
         started_at = time.perf_counter()
-        with open_image(data, Selection(), max_pixels=side * side) as source:
+        with open_image(data, Selection(), max_pixels=max(side, 256) ** 2) as source:
             # as app.service does
             by_rows = source.by_rows and side * side > 1 << 24
             result = segmenter.segment(source if by_rows else source.read())

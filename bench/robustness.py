@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("weights/best_model.pth"))
     options = parser.parse_args()
     names = set(options.only.read_text().split())
-    segmenter = load_segmenter(options.weights)
+    segmenter = load_segmenter(options.weights, precision="fp32")
     read = [pair.read() for pair in find_pairs(options.data) if pair.name in names]
 
     print(f"{len(read)} images; Dice and AP at IoU 0.5, and the change of the Dice")

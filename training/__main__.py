@@ -235,7 +235,11 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--val-data", type=Path, help="a second folder that validates")
     fit.add_argument("--data-name", help="what the card calls the data; the folder's name if left out")
     fit.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    fit.add_argument("--precision", choices=("32-true", "16-mixed", "bf16-mixed"))
+    fit.add_argument(
+        "--precision",
+        choices=("32-true", "16-mixed", "bf16-mixed"),
+        help="16-mixed on a GPU, bf16-mixed on a CPU that computes in it, else 32-true; classic: 32-true on any CPU",
+    )
     fit.add_argument("--init", type=Path, help="weights to begin with instead of random ones")
     fit.add_argument("--workers", type=int, default=0, help="processes that prepare samples")
     fit.add_argument("--max-steps", type=_positive, help="stop after so many more steps; the same command goes on")

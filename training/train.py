@@ -111,7 +111,8 @@ def fit(
             SIGINT and SIGTERM.
         data_name: what the card says of the data.
         device: `auto` takes the GPUs that are there. Under torchrun each process takes one, or its share of the CPU.
-        precision: mixed precision; None takes `16-mixed` on a GPU and `32-true` on a CPU.
+        precision: mixed precision; None takes `16-mixed` on a GPU, and on a CPU `bf16-mixed` where it computes in
+            bfloat16, but for the recipe `classic`, which is the tutorial's arithmetic; else `32-true`.
         init: weights to begin with, of the recipe's architecture, instead of random ones.
         workers: processes that prepare samples.
         max_steps: stop after so many more steps, as a signal would; for trials.
@@ -125,7 +126,7 @@ def fit(
         raise RunError(f"{out} is a folder; --out names a file")
     if run_folder.exists() and not run_folder.is_dir():
         raise RunError(f"{run_folder} is a file; --run-folder names a folder")
-    fabric, chosen = _make_fabric(device, precision)
+    fabric, chosen = _make_fabric(device, precision, recipe)
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -474,13 +475,14 @@ def _lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
     return factor
 
 
-def _make_fabric(device: str, precision: Precision | None) -> tuple[Fabric, Precision]:
+def _make_fabric(device: str, precision: Precision | None, recipe: Recipe) -> tuple[Fabric, Precision]:
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("device cuda; this machine has no GPU that PyTorch can use")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     # torchrun says so in the environment where it starts several processes
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    chosen: Precision = precision or ("16-mixed" if on_gpu else "32-true")
+    on_cpu: Precision = "bf16-mixed" if recipe.name != "classic" and computes_in_bfloat16() else "32-true"
+    chosen: Precision = precision or ("16-mixed" if on_gpu else on_cpu)
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=local,
@@ -489,6 +491,12 @@ def _make_fabric(device: str, precision: Precision | None) -> tuple[Fabric, Prec
         precision=chosen,
     )
     return fabric, chosen
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this processor has instructions for it; one without is slower in it than in float32 (bench/step.py)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every release
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def keep_freed_memory() -> None:
