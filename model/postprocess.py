@@ -174,10 +174,11 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
         areas += np.bincount(flat[band], minlength=count + 1)
     kept = areas >= min_area_px
     kept[0] = False
-    mask = np.empty(flat.size, dtype=np.bool_)
+    # The mask takes the room of the labels, whose bytes before a band have been read: a large image has none for both.
+    mask = flat.view(np.bool_)
     for band in bands:
-        mask[band] = np.take(kept, flat[band])
-    return mask.reshape(labels.shape)
+        mask[band.start : min(band.stop, flat.size)] = np.take(kept, flat[band])
+    return mask[: flat.size].reshape(labels.shape)
 
 
 def _regions(maps: Maps, threshold: float, min_area_px: int, cores: Cores, *, mask_only: bool) -> tuple[Labels, int]:
