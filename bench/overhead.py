@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--side", type=int, default=512, help="of the picture and the tile, in pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each turn; short ones miss what is under way at the end")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each turn; short ones miss what is on its way")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
