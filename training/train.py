@@ -495,7 +495,7 @@ def _make_fabric(device: str, precision: Precision | None, recipe: Recipe) -> tu
 
 def computes_in_bfloat16() -> bool:
     """Whether this processor has instructions for it; one without is slower in it than in float32 (bench/step.py)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every release
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every release
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
