@@ -25,17 +25,29 @@ HALO_PX = 128
 Late = Callable[[slice, slice], npt.NDArray[np.int32]]
 
 
-def label_regions(mask: Mask) -> tuple[Labels, int]:
-    """Number the connected regions of a mask, over edges and not over corners.
+def label_foreground(shape: tuple[int, int], foreground: Callable[[slice], Mask]) -> tuple[Labels, int]:
+    """Number the connected regions of an image's foreground, over edges and not over corners.
+
+    Args:
+        shape: of the image, (H, W).
+        foreground: gives the rows of a slice.
 
     Returns:
         (H, W) int32, regions 1..n in any order, and n.
 
-    Source: cv2.connectedComponents; beyond AT_ONCE_PX scipy.ndimage.label, slower and with less memory beside it.
+    Source: cv2.connectedComponents; beyond AT_ONCE_PX scipy.ndimage.label, slower and with no mask beside the numbers.
     """
-    if mask.size > AT_ONCE_PX:
-        numbers, count = ndimage.label(mask)
-        return numbers.astype(np.int32, copy=False), count
+    bands = list(_bands(shape))
+    if len(bands) == 1:
+        return label_regions(foreground(bands[0]))
+    numbers = np.empty(shape, dtype=np.int32)
+    for band in bands:
+        numbers[band] = foreground(band)
+    return numbers, int(ndimage.label(numbers, output=numbers))
+
+
+def label_regions(mask: Mask) -> tuple[Labels, int]:
+    """The same of a mask that is in memory, all in one go."""
     n_with_background, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
     return np.asarray(labels, dtype=np.int32), n_with_background - 1
 

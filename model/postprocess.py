@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from model.parting import label_regions, part
+from model.parting import label_foreground, part
 from model.types import Labels, Levels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
@@ -185,7 +185,7 @@ def _regions(maps: Maps, threshold: float, min_area_px: int, cores: Cores, *, ma
     """(H, W) int32 cells before small ones are dropped, and the largest number that there may be."""
     if min_area_px < 0:
         raise ValueError(f"min_area_px {min_area_px}; allowed is 0 or more")
-    labels, count = label_regions(threshold_mask(maps.cell, threshold))
+    labels, count = label_foreground(maps.cell.shape, lambda rows: threshold_mask(maps.cell[rows], threshold))
     if count and (maps.border is not None or maps.distance is not None or cores.threshold is not None):
         count = part(
             labels,
