@@ -44,6 +44,12 @@ LOST_HELP = "Requests in flight in a worker process that died."
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STAGE_SECONDS = (0.001, 0.0025, *SECONDS)
+# Each worker's files, with room for all series that there can be: one takes some 250 bytes, and labels are bounded.
+ROOM_BYTES = {
+    "counter": 1 << 20,
+    "histogram": 1 << 20,
+    **{f"gauge_{mode}": 1 << 16 for mode in ("livesum", "livemin", "livemax")},
+}
 TILES = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 
@@ -194,6 +200,33 @@ class Metrics:
 def count_as(slot: int) -> None:
     """Name this process's files by a number that its successor will have too; to be called before there are Metrics."""
     values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+
+
+def take_room(folder: Path, slot: int) -> None:
+    """Have the disk's blocks for a process's files before it writes; to be called before there are Metrics.
+
+    The library maps files with holes into memory. A disk that is full when such a page is first written ends the
+    process by SIGBUS, with all that it was doing.
+
+    Args:
+        folder: that PROMETHEUS_MULTIPROC_DIR names.
+        slot: of the process. What its predecessor has counted stays.
+
+    Raises:
+        OSError: there is no room.
+    """
+    for kind, n_bytes in ROOM_BYTES.items():
+        path = folder / f"{kind}_{slot}.db"
+        if path.exists():
+            continue
+        part = path.with_suffix(".part")  # whoever reads an empty file of this kind fails
+        try:
+            with part.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def bury(folder: Path, slot: int) -> None:

@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -29,11 +28,13 @@ from app.peers import Peers
 from app.protocol import make_protocol
 from app.rates import RateLimit, rates_of
 from app.settings import Settings
+from app.shared import hold, make_shared_folder
 from app.supervisor import FAILED_START, Supervisor, describe_address
 
 # On top of grace and deadline, for the answers themselves to go out.
 LAST_RESORT_S = 15.0
 MAX_FILES = 65_536
+NO_PLACE = "there is no place for what workers share, which TMPDIR may name: %s"
 
 logger = logging.getLogger("app.server")
 
@@ -100,14 +101,13 @@ def serve(settings: Settings) -> int:
     logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
     with ExitStack() as stack:
         try:
-            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="maskwell-workers-"))
-            folder = Path(name)
+            folder = stack.enter_context(make_shared_folder())
             for unit, per_min in rates_of(settings).items():
                 RateLimit.prepare(unit, per_min, folder)
         except OSError as error:
-            logger.error("there is no place for what workers share, which TMPDIR may name: %s", error)
+            logger.error(NO_PLACE, error)
             return FAILED_START
-        os.environ[metrics.SHARED_FOLDER] = name  # the workers inherit it
+        os.environ[metrics.SHARED_FOLDER] = str(folder)  # the workers inherit it
         return Supervisor(settings, partial(run_worker, folder), partial(metrics.bury, folder)).run()
 
 
@@ -129,6 +129,13 @@ def run_worker(folder: Path, settings: Settings, listener: socket.socket, link: 
         link: to the supervisor.
         slot: a number that a worker has from its predecessor.
     """
+    try:
+        hold(folder)  # to the end of the process, which may outlive the supervisor
+        metrics.take_room(folder, slot)
+    except OSError as error:
+        logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
+        logger.error(NO_PLACE, error)
+        sys.exit(FAILED_START)
     metrics.count_as(slot)
     os.setpgid(0, 0)  # a Ctrl-C in the terminal goes to the supervisor alone, which passes it on
     sys.exit(_run(create_app(settings, Peers(link, folder)), settings, [listener]))

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(128 * MIB, gt=0, description="Largest request body, in bytes; above it, 413.")
     max_held_upload_bytes: int = Field(
-        1024 * MIB, gt=0, description="Bytes of all uploads held at one time; above it, 429."
+        1024 * MIB, gt=0, description="Bytes of all uploads that each worker holds at one time; above it, 429."
     )
     head_deadline_s: float = Field(
         10.0, gt=0, le=3600, description="By when the headers of a request must be there, in s; beyond it, 408."
@@ -83,10 +83,12 @@ class Settings(BaseSettings):
     max_queue_pixels: int = Field(
         4 * 8192 * 8192,
         gt=0,
-        description="Pixels of all images accepted and not yet answered; above it, 429. "
+        description="Pixels of all images that each worker has accepted and not yet answered; above it, 429. "
         "An image within max_pixels is always accepted when there is no other.",
     )
-    max_queue_requests: int = Field(256, ge=1, description="Requests accepted and not yet answered; above it, 429.")
+    max_queue_requests: int = Field(
+        256, ge=1, description="Requests that each worker has accepted and not yet answered; above it, 429."
+    )
     deadline_s: float = Field(
         300.0, gt=0, description="Longest an accepted image waits for its first pass, in s; beyond it, 504."
     )

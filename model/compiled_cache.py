@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from model.checkpoint import write_atomically
@@ -36,9 +37,10 @@ class CompiledCache:
         path = self._folder / f"{key}{SUFFIX}"
         try:
             data = path.read_bytes()
-            path.touch()  # when it was last used
         except OSError:
             return None
+        with suppress(OSError):  # a folder that may only be read still serves
+            path.touch()  # when it was last used
         digest, blob = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
         return blob if hashlib.sha256(blob).digest() == digest else None
 

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -223,9 +224,63 @@ def test_workers_that_have_nowhere_to_share_anything_say_so(folder: Path, tmp_pa
     assert "no place for what workers share" in line
 
 
-def test_workers_whose_supervisor_is_killed_drain_and_end(folder: Path, tmp_path: Path) -> None:
+def test_workers_whose_supervisor_is_killed_drain_and_end_and_the_next_start_removes_what_they_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with ServerProcess(folder, tmp_path / "log", SETTINGS) as server:
         workers = ready_workers(server)
+        [left] = tmp_path.glob("maskwell-workers-*")
         server.process.kill()
         server.wait()
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    assert left.exists()
+    with ServerProcess(folder, tmp_path / "log", SETTINGS):
+        [own] = tmp_path.glob("maskwell-workers-*")
+        assert own != left
+        assert (own / "counter_0.db").exists()
+    assert not list(tmp_path.glob("maskwell-workers-*"))
+
+
+def test_a_full_disk_below_what_workers_share_harms_none_that_serves(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a disk of its own is needed, and this user may not mount one")
+    monkeypatch.setenv("TMPDIR", str(disk))
+    filler = disk / "filler"
+
+    def fill() -> None:
+        with filler.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    def ask(server: ServerProcess, path: str) -> int:
+        with httpx.Client(timeout=TIMEOUT) as client:  # a connection of its own, which either worker may take
+            return client.post(f"{server.url}{path}", files={"file": ("x.png", to_png(IMAGE))}).status_code
+
+    try:
+        with ServerProcess(folder, tmp_path / "log", SETTINGS | {"max_client_requests_per_min": 1000}) as server:
+            wait_for(lambda: len(ready_workers(server)) == 2)
+            first = set(ready_workers(server))
+            fill()
+            expected = {"/segment": 200, "/segment?output=table": 200, "/preview": 200, "/nowhere": 404}
+            for path, status in expected.items():
+                assert [ask(server, path) for _ in range(4)] == [status] * 4
+            assert set(ready_workers(server)) == first
+            os.kill(min(first), signal.SIGKILL)
+            wait_for(lambda: replaced_if_any(server) == 1)
+            wait_for(lambda: len(ready_workers_if_any(server)) == 2)  # its successor takes the room that it had
+        assert "SIGBUS" not in server.log.read_text()
+        fill()
+        os.truncate(filler, filler.stat().st_size - (256 << 10))  # where nothing fits Python itself looks elsewhere
+        server = ServerProcess(folder, tmp_path / "log", SETTINGS | {"log_level": "error"})
+        server.start()
+        assert server.wait() == 3
+        [line] = server.log.read_text().strip().splitlines()
+        assert "no place for what workers share" in line
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

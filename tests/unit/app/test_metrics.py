@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -5,9 +6,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import OTHER, Metrics, bury
+from app.metrics import OTHER, ROOM_BYTES, Metrics, bury, take_room
 from app.notes import Notes
 from tests.e2e.kit import ROOT
 
@@ -117,3 +119,46 @@ def test_counts_of_several_processes_add_up_and_what_a_killed_one_owed_is_lost(t
         for worker in workers:
             worker.kill()
             worker.communicate()
+
+
+MANY_SERIES = """
+    import sys
+    from pathlib import Path
+    from app.metrics import METHODS, Metrics, count_as, take_room
+    from app.notes import Notes
+    take_room(Path(sys.argv[1]), 0)
+    count_as(0)
+    metrics = Metrics()
+    for method in [*METHODS, "BREW"]:
+        for route in range(20):
+            for status in (200, 307, 401, 404, 405, 429, 503, None):
+                metrics.begin()
+                metrics.settle(method, f"/models/{{name}}/{route}", status, 0.01, Notes(reason="a_reason"))
+"""
+
+
+def test_the_disk_has_room_for_all_series_before_the_first_is_written(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(MANY_SERIES), str(tmp_path)], env=environment, check=True)
+    assert {path.name.removesuffix("_0.db") for path in tmp_path.iterdir()} == set(ROOM_BYTES)
+    for path in tmp_path.iterdir():
+        status = path.stat()
+        assert status.st_size == ROOM_BYTES[path.name.removesuffix("_0.db")]  # it had not to grow
+        assert status.st_blocks * 512 >= status.st_size  # no holes
+    read = [sys.executable, "-c", textwrap.dedent(READER)]
+    text = subprocess.run(read, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    [family] = [item for item in text_string_to_metric_families(text) if item.name == "maskwell_requests_received"]
+    assert family.samples[0].value == 8 * 20 * 8
+
+
+def test_where_there_is_no_room_nothing_is_left_that_could_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, offset: int, n_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        take_room(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+    bury(tmp_path, 0)

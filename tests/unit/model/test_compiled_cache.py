@@ -1,5 +1,6 @@
 """What is kept is found again whole or not at all, and nothing that goes wrong with it keeps a network from running."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -105,6 +106,16 @@ def test_a_place_where_nothing_can_be_kept_changes_nothing(weights: Path, tmp_pa
     (tmp_path / "file").write_text("no folder")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/maskwell")):
         assert start(weights, folder).run(BATCH).shape == (1, 1, 128, 128)
+
+
+def test_a_folder_that_may_only_be_read_still_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CompiledCache(tmp_path / "cache").store("key", b"blob")
+
+    def refuse(self: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)  # to root, whom a container's builder may be, no mode forbids it
+    assert CompiledCache(tmp_path / "cache").load("key") == b"blob"
 
 
 def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
