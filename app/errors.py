@@ -275,5 +275,6 @@ def _describe_mistakes(error: RequestValidationError) -> str:
         if item["type"] == "extra_forbidden":
             parts.append(f"{name}: there is no such parameter")
         else:
-            parts.append(f"{name}: {item['msg']}; found {str(item.get('input'))[:100]!r}")
+            words = item["msg"].removeprefix("Value error, ")  # the framework's word for our own checks
+            parts.append(f"{name}: {words}; found {str(item.get('input'))[:100]!r}")
     return "; ".join(parts[:10])

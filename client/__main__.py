@@ -25,6 +25,7 @@ JOBS = 4
 # Refusals of the request, whatever the file is.
 ALIKE_FOR_ALL = ("invalid_parameter", "unknown_model", "key_required")
 KEY_VARIABLE = "MASKWELL_KEY"
+ANSWER_TIMEOUT_S = 30.0  # /health waits for nothing
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Task:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its status: 0, 1 where some file failed, 2 where nothing could start, 130 on Ctrl-C."""
+    """Run the command; its status is 0, 1 where a file failed, 2 where it cannot start or go on, 130 on Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # these have command lines of their own, and load much that the others do without
     if given and given[0] in ("serve", "key"):
@@ -73,6 +74,10 @@ def _segment(options: argparse.Namespace) -> int:
         return 0
     with Client(options.url, retries=0, key=options.key) as client:
         client.health()  # one clear error, not one a file
+    if options.out is not None:
+        if options.out.exists() and not options.out.is_dir():
+            raise ClientError(f"--out {options.out} is a file; it has to be a folder")
+        options.out.mkdir(parents=True, exist_ok=True)  # before anything is computed in vain
     failed = asyncio.run(_segment_all(todo, options))
     print(f"{len(todo) - failed} of {len(todo)} images segmented", file=sys.stderr)
     return 1 if failed else 0
@@ -80,15 +85,15 @@ def _segment(options: argparse.Namespace) -> int:
 
 async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> int:
     failed = 0
-    refused: ServiceError | None = None  # for what it would refuse of every other file too
+    lost: ClientError | None = None  # for what would befall every other file too
     waiting = iter(tasks)
     async with AsyncClient(options.url, key=options.key) as client:
         with tqdm(total=len(tasks), unit="image", disable=None) as bar:
 
             async def work() -> None:
-                nonlocal failed, refused
+                nonlocal failed, lost
                 for task in waiting:  # shared: each worker takes the next
-                    if refused:
+                    if lost:
                         return
                     try:
                         answer = await client.fetch(
@@ -106,11 +111,17 @@ async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> i
                         _write(task.stem.with_name(task.stem.name + answer.suffix), answer.content)
                     except ServiceError as error:
                         if error.code in ALIKE_FOR_ALL:
-                            refused = error
+                            lost = error
                             return
                         failed += 1
                         _complain(task, f"{error} ({error.code})")
-                    except (ClientError, OSError, ValueError) as error:  # the last: a name that HTTP cannot say
+                    except ClientError as error:
+                        if not await _answers(options):  # each of the others would wait as long, for the same end
+                            lost = ClientError(f"{error}; the same command goes on where it was")
+                            return
+                        failed += 1
+                        _complain(task, str(error))
+                    except (OSError, ValueError) as error:  # the last: a name that HTTP cannot say
                         failed += 1
                         _complain(task, str(error))
                     bar.update()
@@ -118,13 +129,25 @@ async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> i
             async with asyncio.TaskGroup() as group:
                 for _ in range(options.jobs):
                     group.create_task(work())
-    if refused:
-        raise refused
+    if lost:
+        raise lost
     return failed
+
+
+async def _answers(options: argparse.Namespace) -> bool:
+    async with AsyncClient(options.url, retries=0, timeout_s=ANSWER_TIMEOUT_S, key=options.key) as client:
+        try:
+            await client.health()
+        except ServiceError:  # somebody is there, if only a proxy
+            return True
+        except ClientError:
+            return False
+    return True
 
 
 def _complain(task: _Task, words: str) -> None:
     name = str(task.image).encode(errors="replace").decode()  # not every name on a disk is text
+    name = name if name.isprintable() else repr(name)  # a line a file, whatever stands in its name
     tqdm.write(f"error: {name}: {words}", file=sys.stderr)
 
 
@@ -208,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     segment = commands.add_parser(
         "segment",
         help="send images to a running service and keep its results",
-        epilog="Exit status: 0; 1 where some file failed; 2 where nothing could start; 130 after Ctrl-C.",
+        epilog="Exit status: 0; 1 where some file failed; 2 where it cannot start or go on; 130 after Ctrl-C.",
     )
     segment.set_defaults(run=_segment)
     segment.add_argument("files", nargs="+", type=Path, help="images, folders of them, or patterns such as '*.tif'")
@@ -250,14 +273,15 @@ def _add_url(parser: argparse.ArgumentParser) -> None:
 
 
 def _page(text: str) -> Page:
+    if text != "all" and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed are the number of a plane, from 0, and all")
     return "all" if text == "all" else int(text)
 
 
 def _jobs(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 64:
-        raise argparse.ArgumentTypeError(f"{text}; allowed is 1 to 64")
-    return value
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 64):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed is 1 to 64")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ Source = Path | str | bytes | npt.NDArray[Any]
 DEFAULT_URL = "http://127.0.0.1:8000"
 # An image may wait in the service's queue for as long as its own deadline, 300 s unless it is set otherwise.
 TIMEOUT_S = 330.0
+CONNECT_TIMEOUT_S = 15.0  # of a machine that is there but busy the system itself answers
 RETRIES = 8
 LONGEST_WAIT_S = 60.0  # where the service does not say how long
 LONGEST_ASKED_S = 300.0  # where it does
@@ -124,7 +125,7 @@ class _Connection(Generic[H]):
         key: str | None = None,
     ) -> None:
         self._retries = retries
-        self._http: H = self._make(base_url=_base(url), timeout=timeout_s, headers=_headers(key))
+        self._http: H = self._make(base_url=_base(url), timeout=_timeout(timeout_s), headers=_headers(key))
 
     def _wait_s(self, outcome: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
         """How long to wait before the next try; None where the answer stands.
@@ -152,7 +153,7 @@ class Client(_Connection[httpx.Client]):
 
     Args:
         url: of the service.
-        timeout_s: for one try of one request.
+        timeout_s: for one try of one request; for its connection 15 s at most.
         retries: how often a request is tried again where the service is busy (429, 503), after as long as it says, or
             where the connection breaks.
         key: API key, where the service asks for one.
@@ -329,6 +330,10 @@ def _base(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ClientError(f"{url!r} is no URL of a service; it looks like {DEFAULT_URL}")
     return url.rstrip("/") + "/"
+
+
+def _timeout(timeout_s: float) -> httpx.Timeout:
+    return httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
 
 
 def _headers(key: str | None) -> dict[str, str]:

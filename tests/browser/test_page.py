@@ -168,6 +168,16 @@ def test_a_channel_is_chosen_where_the_file_has_several(page: Page, server: Serv
     expect(page.locator("#shell")).to_contain_text("channel=1")
 
 
+def test_axes_that_are_said_show_the_first_plane_and_which_one_it_is(page: Page) -> None:
+    data = by_tifffile(np.stack([GREY, GREY[::-1]]), photometric="minisblack", metadata=None)
+    drop(page, pages_tif=data)
+    page.fill("#axes", "TYX")
+    page.press("#axes", "Enter")
+    wait_for(page, "exact")
+    expect(page.locator("#plane")).to_have_value("0")
+    expect(page.locator("#axes")).to_have_value("TYX")
+
+
 def test_a_stack_of_times_is_walked_through_plane_by_plane_and_downloaded_as_a_whole(
     page: Page, server: ServerProcess
 ) -> None:
@@ -407,6 +417,17 @@ def test_a_service_that_is_away_is_said_and_can_be_asked_again(page: Page) -> No
     page.click("#again")
     wait_for(page, "exact")
     expect(page.locator("#problem")).to_be_hidden()
+    page.route("**/segment*", lambda route: route.abort())
+    page.fill("#threshold-number", "0.43")
+    page.press("#threshold-number", "Enter")
+    expect(page.locator("#kind")).to_have_text("not counted anew")
+    page.click("#downloads button:text-is('Table')")
+    expect(page.locator("#problem")).to_contain_text("the service cannot be reached")
+    expect(page.locator("#status")).to_be_empty()
+    page.unroute("**/segment*")
+    page.click("#again")
+    wait_for(page, "exact")
+    expect(page.locator("#kind")).to_be_empty()
 
 
 def test_all_of_it_works_by_keyboard(page: Page, tmp_path: Path) -> None:

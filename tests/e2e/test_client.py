@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ import tifffile
 import model.images
 import model.outputs
 from client import AsyncClient, Client, ClientError, ServiceError
-from client.__main__ import IMAGE_SUFFIXES, main
-from client.api import SUFFIXES, Output, _retry_after_s
+from client.__main__ import IMAGE_SUFFIXES, _write, main
+from client.api import SUFFIXES, Answer, Output, _retry_after_s
 from model import Segmenter
 from tests.e2e.kit import (
     ROOT,
@@ -251,6 +251,63 @@ def test_what_no_file_can_help_is_said_once_and_not_for_every_file(
     assert results(tmp_path / "out") == {}
 
 
+def test_a_service_that_goes_away_ends_the_run_and_not_each_file_after_the_other(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "in", 12)
+    command = ["segment", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    asked: list[Path] = []
+
+    class Impatient(AsyncClient):
+        """With a second try alone, so that the test is short."""
+
+        def __init__(self, url: str, **options: Any) -> None:
+            super().__init__(url, **{"retries": 1, **options})
+
+        async def fetch(self, source: Any, **options: Any) -> Answer:
+            asked.append(source)
+            return await super().fetch(source, **options)
+
+    monkeypatch.setattr("client.__main__.AsyncClient", Impatient)
+    with ServerProcess(weights, tmp_path / "server.log") as process:
+
+        def write_and_pull_the_plug(path: Path, data: bytes) -> None:
+            _write(path, data)
+            if process.process.poll() is None:
+                process.process.kill()
+                process.process.wait()
+
+        monkeypatch.setattr("client.__main__._write", write_and_pull_the_plug)
+        assert main([*command, "--url", process.url]) == 2
+    said = capsys.readouterr().err
+    assert said.count("no answer from") == 1, said
+    assert "the same command goes on where it was" in said
+    assert len(asked) <= 5, asked
+    assert 1 <= len(results(tmp_path / "out")) <= 2
+
+
+def test_values_that_mean_nothing_are_refused_with_what_is_allowed(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "in", 1)
+    command = ["segment", str(tmp_path / "in"), "--url", server.url]
+    for option, value, words in (
+        ("--page", "two", "'two'; allowed are the number of a plane, from 0, and all"),
+        ("--page", "-1", "'-1'; allowed are"),
+        ("--jobs", "many", "'many'; allowed is 1 to 64"),
+        ("--jobs", "0", "'0'; allowed is 1 to 64"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, f"{option}={value}"])
+        assert words in capsys.readouterr().err
+    assert main([*command, "--axes", "QQ"]) == 2
+    assert "error: axes: axes are letters of TZCYXS" in capsys.readouterr().err
+    (tmp_path / "file").write_text("kept")
+    assert main([*command, "--out", str(tmp_path / "file")]) == 2
+    assert "is a file; it has to be a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_models_are_listed(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--url", server.url]) == 0
     assert capsys.readouterr().out.startswith("best_model  version ")
@@ -349,6 +406,15 @@ def test_a_name_that_is_no_text_fails_nobody(server: ServerProcess, tmp_path: Pa
     make_images(tmp_path, 1)
     assert main(["segment", str(tmp_path), "--out", str(tmp_path / "out"), "--url", server.url]) == 0
     assert len(results(tmp_path / "out")) == 2
+
+
+def test_a_refused_file_takes_one_line_whatever_its_name_is(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two\nlines\x1b[2J.png").write_bytes(b"no image")
+    assert main(["segment", str(tmp_path), "--out", str(tmp_path / "out"), "--url", server.url]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "undecodable_image" in line]
+    assert r"two\nlines\x1b[2J.png" in line
 
 
 def test_two_images_that_would_share_a_result_are_refused(
