@@ -2,6 +2,7 @@
 
 import json
 import logging
+import logging.config
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -53,9 +54,9 @@ class RepeatFilter(logging.Filter):
         return record.msg != "Application startup failed. Exiting."
 
 
-def make_log_config(level: str, form: Format = "text") -> dict[str, Any]:
-    """For logging.config.dictConfig: all to stderr, one line a record."""
-    return {
+def set_up_logging(level: str, form: Format = "text") -> None:
+    """Of this process: all to stderr, one line a record, Python's own warnings too."""
+    config: dict[str, Any] = {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": f"app.logs.{'JsonFormatter' if form == 'json' else 'TextFormatter'}"}},
@@ -77,6 +78,8 @@ def make_log_config(level: str, form: Format = "text") -> dict[str, Any]:
             "tifffile": {"level": "CRITICAL"},
         },
     }
+    logging.config.dictConfig(config)
+    logging.captureWarnings(True)
 
 
 def _escape(text: str) -> str:

@@ -91,6 +91,10 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            # a proxy in front may have taken another one than what stands behind
+            self._fail(MalformedHTTPError(f"{hosts} Host headers; a request of HTTP/1.1 has one (RFC 9112, 3.2)"))
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:

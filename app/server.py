@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import logging.config
 import os
 import resource
 import signal
@@ -22,7 +21,7 @@ from fastapi import FastAPI
 
 from app import metrics
 from app.lifecycle import Lifecycle
-from app.logs import make_log_config
+from app.logs import set_up_logging
 from app.main import create_app
 from app.peers import Peers
 from app.protocol import make_protocol
@@ -96,9 +95,9 @@ def serve(settings: Settings) -> int:
         The exit status, where it is not uvicorn that ends the process.
     """
     _raise_file_limit()
+    set_up_logging(settings.log_level, settings.log_format)
     if settings.workers == 1:
         return _run(create_app(settings), settings)
-    logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(make_shared_folder())
@@ -129,11 +128,11 @@ def run_worker(folder: Path, settings: Settings, listener: socket.socket, link: 
         link: to the supervisor.
         slot: a number that a worker has from its predecessor.
     """
+    set_up_logging(settings.log_level, settings.log_format)
     try:
         hold(folder)  # to the end of the process, which may outlive the supervisor
         metrics.take_room(folder, slot)
     except OSError as error:
-        logging.config.dictConfig(make_log_config(settings.log_level, settings.log_format))
         logger.error(NO_PLACE, error)
         sys.exit(FAILED_START)
     metrics.count_as(slot)
@@ -171,7 +170,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         access_log=False,  # app.request has its own line, with the id
         server_header=False,
         forwarded_allow_ips=settings.trusted_proxies,
-        log_config=make_log_config(settings.log_level, settings.log_format),
+        log_config=None,  # set_up_logging has been called
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=int(settings.drain_deadline_s + LAST_RESORT_S),
     )

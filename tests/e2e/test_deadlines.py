@@ -138,6 +138,9 @@ def test_a_body_that_never_ends_gets_408_however_steadily_it_drips(server: Serve
 MALFORMED = {
     "no HTTP": b"hello\r\n\r\n",
     "a TLS greeting": bytes.fromhex("160301020001000001fc0303") + bytes(64),
+    "no Host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "two Hosts": b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "two Hosts, HTTP/1.0": b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n",
     "a space in a header's name": b"GET /livez HTTP/1.1\r\nHo st: x\r\n\r\n",
     "two lengths": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
     "a length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -145,6 +148,12 @@ MALFORMED = {
     "a length beyond 64 bits": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
     "a path outside ASCII": "GET /ü HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
 }  # fmt: skip
+
+
+def test_http_1_0_needs_no_host(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
 def test_what_is_no_http_is_refused_with_a_problem_and_counted(server: ServerProcess) -> None:

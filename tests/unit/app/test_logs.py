@@ -123,18 +123,22 @@ def test_json_keeps_it_as_it_came() -> None:
 
 
 PROGRAM = """
-import logging, logging.config
-from app.logs import make_log_config
-logging.config.dictConfig(make_log_config("info", "json"))
+import logging, warnings
+from app.logs import set_up_logging
+set_up_logging("info", "json")
 logging.getLogger("app.x").info("hello %s", "you")
 logging.getLogger("uvicorn.error").warning("not this")
-logging.config.dictConfig(make_log_config("info", "text"))
+warnings.warn("of two" + chr(10) + "lines")
+set_up_logging("info", "text")
 logging.getLogger("app.x").info("and you")
 """
 
 
 def test_both_configurations_are_ones_that_logging_takes() -> None:
     ended = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    first, second = ended.stderr.splitlines()
+    first, warning, second = ended.stderr.splitlines()
     assert json.loads(first)["message"] == "hello you"
+    warned = json.loads(warning)
+    assert (warned["level"], warned["logger"]) == ("warning", "py.warnings")
+    assert "of two\nlines" in warned["message"]
     assert second.endswith("INFO app.x: and you")

@@ -209,6 +209,10 @@ CASES: dict[str, Case] = {
     "tifffile jpeg xl": tiff("undecodable_image", GREY, compression="jpegxl"),
     "tifffile lerc": tiff("undecodable_image", GREY, compression="lerc"),
     "tifffile complex": tiff("unsupported_image", GREY.astype(np.complex64)),
+    "tifffile rgb and a sample that is called nothing": tiff(RGBA, RGBA, photometric="rgb", extrasamples=["unspecified"]),
+    "tifffile rgb and a sample, taken as a channel": tiff(
+        RGBA[..., 3], RGBA, photometric="rgb", extrasamples=["unspecified"], query={"axes": "YXC", "channel": "3"}
+    ),
     "tifffile six samples called rgb": tiff("ambiguous_axes", np.dstack([RGB, RGB]), photometric="rgb", planarconfig="contig"),
     # TIFF, stacks
     "pillow tiff of two pages": case(lambda: by_pillow(GREY, "TIFF", **TWO_PAGES), "ambiguous_axes"),

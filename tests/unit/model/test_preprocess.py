@@ -152,6 +152,14 @@ def test_nan_counts_as_the_lowest_and_infinity_as_the_nearest_value() -> None:
     )
 
 
+def test_numbers_beyond_float32_count_as_infinite() -> None:
+    image = seeded("float32").astype(np.float64)
+    image[0, :3] = image.min(), image.max(), image.min()
+    spoilt = image.copy()
+    spoilt[0, 1:3] = 1e300, -1e300
+    np.testing.assert_array_equal(percentile(spoilt), percentile(image))
+
+
 def test_an_image_of_nothing_but_nan_becomes_all_zero() -> None:
     assert not percentile(np.full((4, 4), np.nan)).any()
 
