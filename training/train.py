@@ -39,6 +39,7 @@ from training.errors import RunError
 from training.evaluate import Scores, evaluate
 from training.figures import draw_curves, draw_overlays
 from training.losses import segmentation_loss
+from training.widen import widen
 
 STATE_FORMAT = "maskwell-run/2"
 # A run that is killed without a chance to save loses no more than this.
@@ -402,7 +403,7 @@ class _Run:
 
 
 def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of `init` for a network that may see colour where it saw grey, and may have other outputs.
+    """The weights of `init` for a network that may be wider, see colour where it saw grey, and have other outputs.
 
     Args:
         init: to begin with.
@@ -417,9 +418,11 @@ def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor
     """
     old, new = init.config.architecture, config.architecture
     same = {"n_channels": new.n_channels, "n_classes": new.n_classes, "align_corners": new.align_corners}
-    if old.model_copy(update=same) != new or old.n_channels not in (1, new.n_channels):
+    wider = {"width": new.width} if old.width < new.width else {}
+    if old.model_copy(update=same | wider) != new or old.n_channels not in (1, new.n_channels):
         raise RunError(f"the weights to begin with are of {old}; the recipe's are of {new}")
-    state = {name: value.clone() for name, value in init.state.items()}
+    narrow = {name: value.clone() for name, value in init.state.items()}
+    state = widen(narrow, old, old.model_copy(update=wider)) if wider else narrow
     if old.n_channels != new.n_channels:
         # on grey pictures, whose channels are alike, the answer stays what it was
         first = state["inc.double_conv.0.weight"]
@@ -428,7 +431,7 @@ def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor
         rows = fresh[name].clone()
         for row, output in enumerate(config.outputs):
             if output in init.config.outputs:
-                rows[row] = init.state[name][init.config.outputs.index(output)]
+                rows[row] = state[name][init.config.outputs.index(output)]
         state[name] = rows
     return state
 
