@@ -1,12 +1,14 @@
 """Average the weights of runs that began from the same ones: often better than each of them, and as quick as one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from training.errors import TrainingError
+from training.widen import widen
 
 
 def average(weights: Sequence[Path], *, to: Path) -> str:
@@ -14,7 +16,8 @@ def average(weights: Sequence[Path], *, to: Path) -> str:
 
     Args:
         weights: two or more checkpoints of one architecture, one of which the others were trained from, or that were
-            all trained from the same one. Those of runs with nothing in common give nonsense.
+            all trained from the same one. Those of runs with nothing in common give nonsense. Narrower ones are
+            widened as `fit --init` does it.
         to: where the checkpoint goes, its convolutions as float16; replaced in one step.
 
     Returns:
@@ -31,19 +34,27 @@ def average(weights: Sequence[Path], *, to: Path) -> str:
     checkpoints = [read_checkpoint(path) for path in weights]
     last = checkpoints[-1]
     for path, checkpoint in zip(weights, checkpoints, strict=True):
-        if _network(checkpoint) != _network(last):
+        if _network(checkpoint, last) != _network(last, last):
             raise TrainingError(f"{path} is of another network than {weights[-1]}, or sees images otherwise")
-    state = {}
+    states = [_as_wide_as(last, checkpoint) for checkpoint in checkpoints]
+    mean = {}
     for name, value in last.state.items():
         if value.is_floating_point():
-            value = torch.stack([checkpoint.state[name] for checkpoint in checkpoints]).mean(dim=0)
-        state[name] = value
+            value = torch.stack([state[name] for state in states]).mean(dim=0)
+        mean[name] = value
     seen = {digest for checkpoint in checkpoints for digest in checkpoint.card.get("seen", ())}
     card = {**last.card, "average_of": [checkpoint.version for checkpoint in checkpoints], "seen": sorted(seen)}
     card.pop("scores", None)  # they are the last one's own
-    return write_checkpoint(to, state, last.config, card, half=True)
+    return write_checkpoint(to, mean, last.config, card, half=True)
 
 
-def _network(checkpoint: Checkpoint) -> tuple[object, ...]:
+def _network(checkpoint: Checkpoint, widest: Checkpoint) -> tuple[object, ...]:
     config = checkpoint.config
-    return config.architecture, config.outputs, config.normalisation, config.activation
+    width = max(config.architecture.width, widest.config.architecture.width)
+    architecture = config.architecture.model_copy(update={"width": width})
+    return architecture, config.outputs, config.normalisation, config.activation
+
+
+def _as_wide_as(widest: Checkpoint, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    old, new = checkpoint.config.architecture, widest.config.architecture
+    return checkpoint.state if old == new else widen(checkpoint.state, old, new)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import Architecture, ModelConfig, read_checkpoint
+from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
 from tests.files import write_seeded_weights
 from training.__main__ import main
+from training.widen import widen
 
 
 def write(path: Path, seed: int, threshold: float, width: int = 4) -> Path:
@@ -36,6 +37,20 @@ def test_one_file_or_different_networks_are_refused(tmp_path: Path, capsys: pyte
     small, large = write(tmp_path / "a.pth", 0, 0.5), write(tmp_path / "b.pth", 0, 0.5, width=8)
     assert main(["average", str(small), "--to", str(tmp_path / "c.pth")]) == 2
     assert "two or more are needed" in capsys.readouterr().err
-    assert main(["average", str(small), str(large), "--to", str(tmp_path / "c.pth")]) == 2
+    assert main(["average", str(large), str(small), "--to", str(tmp_path / "c.pth")]) == 2
     assert "another network" in capsys.readouterr().err
     assert not (tmp_path / "c.pth").exists()
+
+
+def test_narrower_weights_are_widened_as_training_from_them_begins(tmp_path: Path) -> None:
+    narrow = write(tmp_path / "a.pth", 0, 0.5)
+    old = read_checkpoint(narrow)
+    architecture = old.config.architecture.model_copy(update={"width": 8})
+    begun = widen(old.state, old.config.architecture, architecture)
+    config = old.config.model_copy(update={"architecture": architecture})
+    write_checkpoint(tmp_path / "b.pth", begun, config, {})
+    assert main(["average", str(narrow), str(tmp_path / "b.pth"), "--to", str(tmp_path / "c.pth")]) == 0
+    mean = read_checkpoint(tmp_path / "c.pth")
+    assert mean.config.architecture.width == 8
+    for name, value in mean.state.items():
+        assert torch.allclose(value.float(), begun[name].float(), atol=1e-3), name
