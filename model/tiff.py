@@ -229,7 +229,9 @@ def _open_series(
         is_colour = True
     elif given is not None and sample_letter is not None:
         is_colour = False
-    n_alpha = sum(int(extra) in (1, 2) for extra in page.extrasamples)
+    # writers call a fourth sample alpha without being asked; who says that the samples are channels means all of them
+    said = given is not None and sample_letter not in (None, "S")
+    n_alpha = 0 if said else sum(int(extra) in (1, 2) for extra in page.extrasamples)
     # samples beside each other that are neither colours nor alpha are channels, each a plane of its own
     n_channels = 1 if is_colour else max(samples - n_alpha, 1)
     store = _TiffStore(tiff, series, data, n_channels, is_colour)

@@ -43,6 +43,10 @@ RGB16: Pixels = np.dstack([GREY16, GREY16[::-1], GREY16[:, ::-1]])
 BITS: Pixels = RNG.integers(0, 2, GREY.shape).astype(bool)
 STACK: Pixels = RNG.integers(0, 65536, (2, 3, 4, 12, 14)).astype(np.uint16)  # T Z C Y X
 CALIBRATED = "ImageJ=1.54f\nunit=micron\nyunit=mm\n"
+FOUR: Pixels = RNG.integers(0, 65536, (4, 12, 14)).astype(np.uint16)
+MEAN4: Pixels = np.rint(FOUR.mean(axis=0)).astype(np.uint16)
+# As tifffile writes four planes by itself.
+AS_COLOUR: dict[str, Any] = {"photometric": "rgb", "planarconfig": "separate"}
 ZYX, CYX, FIVE = STACK[0, :, 0], STACK[0, 0], STACK.reshape(-1, 12, 14)[:5]
 
 
@@ -230,6 +234,15 @@ CASES: dict[str, Case] = {
     "tifffile axes that do not fit": tiff("ambiguous_axes", ZYX, photometric="minisblack", query={"axes": "TZYX"}),
     "tifffile channels last, axes said": tiff(ZYX[1], np.moveaxis(ZYX, 0, 2), photometric="minisblack", query={"axes": "YXC", "channel": 1}),
     "tifffile rgb that is channels": tiff(RGB[..., 2], RGB, photometric="rgb", query={"axes": "YXC", "channel": 2}),
+    "tifffile four planes, which it calls rgb and alpha": tiff("ambiguous_axes", FOUR, **AS_COLOUR, query={"axes": "CYX"}),
+    "tifffile four planes called rgb and alpha, all": tiff(FOUR, FOUR, **AS_COLOUR, query={"axes": "CYX", "page": "all"}),
+    "tifffile four planes called rgb and alpha, as depths": tiff(FOUR, FOUR, **AS_COLOUR, query={"axes": "ZYX"}),
+    "tifffile four planes called rgb and alpha, the last": tiff(FOUR[3], FOUR, **AS_COLOUR, query={"axes": "CYX", "channel": 3}),
+    "tifffile four planes called rgb and alpha, their mean": tiff(MEAN4, FOUR, **AS_COLOUR, query={"axes": "CYX", "channel": "mean"}),
+    "tifffile four samples called rgb and alpha, all": tiff(FOUR, np.moveaxis(FOUR, 0, 2), query={"axes": "YXC", "page": "all"}),
+    "tifffile four samples called rgb and alpha, the last": tiff(FOUR[3], np.moveaxis(FOUR, 0, 2), query={"axes": "YXC", "channel": 3}),
+    "tifffile four samples called rgb and alpha, their mean": tiff(MEAN4, np.moveaxis(FOUR, 0, 2), query={"axes": "YXC", "channel": "mean"}),
+    "tifffile grey and alpha, taken as channels": tiff(FOUR[:2], np.moveaxis(FOUR[:2], 0, 2), photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"], query={"axes": "YXC", "page": "all"}),
     "tifffile channels in a pixel": tiff("ambiguous_axes", RGB, photometric="minisblack", planarconfig="contig"),
     "tifffile channels in a pixel, one": tiff(RGB[..., 1], RGB, photometric="minisblack", planarconfig="contig", query={"channel": 1}),
     "imagej z": tiff(ZYX, ZYX, imagej=True, metadata={"axes": "ZYX"}),
