@@ -4,9 +4,12 @@
 
 A smaller network on smaller crops than the shipped one, for fewer steps, so that the whole table takes about an hour on
 two cores. What has been trained already is not trained again, so the command can be stopped and started as one likes.
+A run's files are named for its variant, its seed, and a digest of its arguments and of the images that it trains on and
+is scored on: with other steps, data or lists another one begins.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -18,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import read_checkpoint
+from model.checkpoint import read_checkpoint, write_atomically
+from training.data import find_pairs
 
 SMALL = ("--width", "16", "--crop-px", "128", "--batch-size", "8", "--epochs", "1", "--lr", "3e-4")
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -43,16 +47,28 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one variant."""
+    """One training of one variant.
+
+    Attributes:
+        name: of the variant.
+        arguments: of `python -m training fit`, without the data, the seed and the validation list.
+        seed: of the run.
+        data: names of all images of the data, sorted.
+        validation: names of those that it is scored on, sorted; it trains on the others.
+    """
 
     name: str
     arguments: tuple[str, ...]
     seed: int
+    data: tuple[str, ...]
+    validation: tuple[str, ...]
 
     @property
     def stem(self) -> str:
-        """Of its files."""
-        return f"{self.name.replace(' ', '-').replace(',', '').replace(':', '')}-{self.seed}"
+        """Of its files: another one for other arguments or images, and the same wherever the data lie."""
+        key = json.dumps([self.arguments, self.seed, self.data, self.validation])
+        readable = self.name.replace(" ", "-").replace(",", "").replace(":", "")
+        return f"{readable}-{self.seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def main() -> int:
@@ -66,31 +82,36 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    data = tuple(pair.name for pair in find_pairs(options.data))
+    validation = tuple(sorted({line.strip() for line in options.val_list.read_text().splitlines()} - {""}))
+    shared = (*SMALL, "--crops-per-epoch", str(8 * options.steps))
     # seed by seed, so that a table of fewer seeds is there early
-    runs = [Run(name, extra, seed) for seed in options.seeds for name, extra in VARIANTS.items()]
-
-    def score(run: Run) -> dict[str, Any]:
-        arguments = [*SMALL, "--crops-per-epoch", str(8 * options.steps), "--val-list", str(options.val_list)]
-        return fit(options.data, options.out, run, [*arguments, *run.arguments])
+    runs = [
+        Run(name, (*shared, *extra), seed, data, validation)
+        for seed in options.seeds
+        for name, extra in VARIANTS.items()
+    ]
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        scores = list(pool.map(score, runs))
+        scores = list(pool.map(lambda run: fit(options.data, options.out, run), runs))
     print(f"{options.steps} steps of eight 128 px crops, width 16; {len(options.seeds)} seeds: mean and spread\n")
     print("\n".join(table(runs, scores)))
     return 0
 
 
-def fit(data: Path, out: Path, run: Run, arguments: Sequence[str]) -> dict[str, Any]:
+def fit(data: Path, out: Path, run: Run) -> dict[str, Any]:
     """Scores of a run on its validation images; trains it if that has not been done."""
     found = out / f"{run.stem}.json"
     if not found.exists():
-        weights = out / f"{run.stem}.pth"
+        weights, names = out / f"{run.stem}.pth", out / f"{run.stem}.txt"
+        names.write_text("".join(f"{name}\n" for name in run.validation))
         command = [sys.executable, "-m", "training", "fit", str(data), "--out", str(weights), "--quiet"]
-        command += ["--run-folder", str(out / run.stem), "--seed", str(run.seed), "--workers", "1", *arguments]
+        command += ["--run-folder", str(out / run.stem), "--seed", str(run.seed), "--workers", "1"]
+        command += ["--val-list", str(names), *run.arguments]
         # a core each; threads that wait for each other would cost more than they bring
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         scores = read_checkpoint(weights).card["scores"]["validation"]
-        found.write_text(json.dumps(scores))
+        write_atomically(found, json.dumps(scores).encode())
         print(run.name, run.seed, f"Dice {scores['dice']}", file=sys.stderr, flush=True)
     result: dict[str, Any] = json.loads(found.read_text())
     return result
@@ -116,9 +137,9 @@ def table(runs: Sequence[Run], scores: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Mean and sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{form}} ± {deviation:.3f}"
+    """Mean and sample standard deviation, which a single value has none of."""
+    mean = f"{statistics.mean(values):{form}}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
