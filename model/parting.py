@@ -53,7 +53,7 @@ def label_regions(mask: Mask) -> tuple[Labels, int]:
 
 
 def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Late, below_px: int | None = None) -> int:
-    """Part each region that holds several cores; the others, and pixels that no flood reaches, keep their number.
+    """Part each region that holds several cores; the others keep their number.
 
     Args:
         labels: (H, W), regions 1..count; changed in place.
@@ -74,6 +74,7 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
     block, halo = BLOCK_PX if labels.size <= AT_ONCE_PX else BLOCK_PX // 2, HALO_PX
     crowded = np.zeros(count + 1, dtype=np.bool_)
     crowded[region_of[seed_of > 0]] = True
+    unreached: list[tuple[slice, slice]] = []
     above = labels[:0]  # rows that the blocks before have overwritten, as they were
     for top in range(0, height, block):
         bottom = min(top + block, height)
@@ -92,8 +93,53 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
                 order = late(slice(first + y, first + y + down), slice(start + x, start + x + across))
                 parted = _flood(order, seed_of[numbers[box]], mask[box])
                 np.copyto(regions[box], parted, where=parted > 0)
-            labels[top:bottom, left:right] = regions[top - first : bottom - first, left - start : right - start]
+            own = regions[top - first : bottom - first, left - start : right - start]
+            labels[top:bottom, left:right] = own
+            if across and _are_whole(own, crowded).any():
+                unreached.append((slice(top, bottom), slice(left, right)))
+    _adopt(labels, unreached, crowded)
     return int(seed_of.max(initial=count))
+
+
+def _are_whole(labels: Labels, crowded: Mask) -> Mask:
+    """Where a region that holds several cores still has its own number."""
+    count = len(crowded) - 1
+    return (labels <= count) & np.take(crowded, np.minimum(labels, count))
+
+
+def _adopt(labels: Labels, blocks: list[tuple[slice, slice]], crowded: Mask) -> None:
+    """Give what no flood reached, for its core lies beyond the halo, to the cell that goes on beyond the block.
+
+    Each connected piece goes to the cell along which it has the longest seam, of equal ones to that of the lowest
+    number. A piece may reach through several blocks, hence the rounds.
+    """
+    adopts = True
+    while blocks and adopts:
+        adopts, left = False, []
+        for rows, columns in blocks:
+            own = labels[rows, columns]
+            pieces, n = label_regions(_are_whole(own, crowded))
+            seams = [np.zeros((2, 0), dtype=np.int32)]
+            for inside, beyond in (
+                (pieces[:1], labels[max(rows.start - 1, 0) : rows.start, columns]),
+                (pieces[-1:], labels[rows.stop : rows.stop + 1, columns]),
+                (pieces[:, :1].T, labels[rows, max(columns.start - 1, 0) : columns.start].T),
+                (pieces[:, -1:].T, labels[rows, columns.stop : columns.stop + 1].T),
+            ):
+                if beyond.size:
+                    seam = np.concatenate([inside, beyond])
+                    seams.append(seam[:, (seam[0] > 0) & (seam[1] >= len(crowded))])
+            (piece, cell), lengths = np.unique(np.concatenate(seams, axis=1), axis=1, return_counts=True)
+            order = np.lexsort((cell, -lengths, piece))
+            found, first = np.unique(piece[order], return_index=True)
+            cell_of = np.zeros(n + 1, dtype=np.int32)
+            cell_of[found] = cell[order][first]
+            adopted = np.take(cell_of, pieces)
+            np.copyto(own, adopted, where=adopted > 0)
+            adopts |= found.size > 0
+            if len(found) < n:
+                left.append((rows, columns))
+        blocks = left
 
 
 def _flood(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:

@@ -183,6 +183,40 @@ def test_a_region_larger_than_a_block_is_parted_into_the_same_cells_but_for_pixe
     assert (number[blocks] != whole).mean() < 0.05  # along the edges of cells, where both are as near
 
 
+def one_region_with_long_tails(seed: int) -> Maps:
+    """A maze of one region, whose few cores lie far from most of it."""
+    generator = np.random.default_rng(seed)
+    cell = np.zeros((300, 400), dtype=bool)
+    for y in range(10, 300, 40):
+        cell[y : y + 12, 5:-5] = True
+    for _ in range(16):
+        y, x = generator.integers(0, 260), generator.integers(5, 380)
+        cell[y : y + 45, x : x + 10] = True
+    distance = np.zeros(cell.shape, dtype=np.float32)
+    for _ in range(6):
+        y, x = 10 + 40 * int(generator.integers(0, 8)), generator.integers(10, 380)
+        distance[y + 2 : y + 9, x : x + 8] = 0.9
+    return Maps.from_probabilities(np.where(cell, 0.9, 0.1).astype(np.float32), distance=distance)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("min_area_px", [0, 20, 200])
+def test_no_seam_makes_a_cell_of_what_lies_far_from_every_core(
+    seed: int, min_area_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = one_region_with_long_tails(seed)
+    whole = label_cells(maps, threshold=0.5, min_area_px=min_area_px)
+    monkeypatch.setattr(parting, "AT_ONCE_PX", 4000)
+    monkeypatch.setattr(parting, "BLOCK_PX", 64)
+    monkeypatch.setattr(parting, "HALO_PX", 8)
+    blocks = label_cells(maps, threshold=0.5, min_area_px=min_area_px)
+    assert blocks.max() == whole.max()
+    np.testing.assert_array_equal(blocks > 0, whole > 0)
+    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=min_area_px), blocks > 0)
+    if min_area_px == 0:
+        assert blocks.max() > ndimage.label(threshold_mask(maps.cell, 0.5))[1]  # some are parted
+
+
 def test_corners_that_touch_do_not_join_cells() -> None:
     cell = np.array([[1, 0], [0, 1]], dtype=bool)
     np.testing.assert_array_equal(label_cells(as_maps(cell), threshold=0.5), [[1, 0], [0, 2]])
