@@ -176,6 +176,10 @@ class ModelDetail(ModelSummary):
 
     config: ModelConfig
     card: dict[str, Any]
+    readme: str | None = Field(
+        description="NAME.md beside the weights, in Markdown: data, licence, scores, where it fails, how to train it; "
+        "null where there is none that names the first 12 digits of this version."
+    )
     int8: TwinReport | None = Field(description="What running in int8 costs, as checked; null where it does not.")
 
 

@@ -241,7 +241,9 @@ def _parser() -> argparse.ArgumentParser:
         help="16-mixed on a GPU, bf16-mixed on a CPU that computes in it, else 32-true; classic: 32-true on any CPU",
     )
     fit.add_argument("--init", type=Path, help="weights to begin with instead of random ones")
-    fit.add_argument("--workers", type=int, default=0, help="processes that prepare samples")
+    fit.add_argument(
+        "--workers", type=int, help="processes that prepare samples; by default none on a CPU, some on a GPU"
+    )
     fit.add_argument("--max-steps", type=_positive, help="stop after so many more steps; the same command goes on")
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
     group = fit.add_argument_group("numbers of the recipe", "each overrides the recipe's own")

@@ -18,6 +18,7 @@ from model.unet import STRIDE
 from training.augment import Augmenter
 from training.config import Recipe
 from training.data import Pair
+from training.errors import RunError
 from training.targets import make_targets
 
 # Decoded images are kept up to this many bytes in all; those beyond are read again each time.
@@ -141,6 +142,9 @@ class BatchKeys(Sampler[list[tuple[int, int]]]):
         samples, batch_size: of an epoch and of a step, over all devices together; a last short batch is left out,
             unless it is the only one.
         rank, world: which device this is, of how many; each takes its share of every batch.
+
+    Raises:
+        RunError: the devices cannot share a batch evenly.
     """
 
     def __init__(self, samples: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
@@ -149,6 +153,9 @@ class BatchKeys(Sampler[list[tuple[int, int]]]):
         self.first_step = 0
         self._batch_size = min(batch_size, samples)
         self._rank, self._world = rank, world
+        if self._batch_size % world:
+            # one without a sample would crash, and one with fewer would count for more
+            raise RunError(f"batches of {self._batch_size} samples for {world} devices; each takes as many of them")
 
     def __len__(self) -> int:
         return self.steps - self.first_step

@@ -1,7 +1,9 @@
 """Put a candidate into service, unless it is worse than the weights there on the same images."""
 
 import fcntl
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ class PublishReport:
         candidate: scores of the candidate.
         current: of the weights that it replaced; None if there were none that could be read.
         n_images: that both were scored on.
-        n_left_out: that were not used, for the candidate was trained on them.
+        n_left_out: that were not used, for one of the two was trained on them.
         twin: how well its int8 twin answers; None if it has none.
         twin_error: why it has none.
     """
@@ -46,7 +48,7 @@ class PublishReport:
         return (
             f"published {self.to} as version {self.version[:12]}: {self.candidate} on "
             f"{self.n_images} images, {before}"
-            + (f"; {self.n_left_out} images that it was trained on were left out" if self.n_left_out else "")
+            + (f"; {self.n_left_out} images that one of them was trained on were left out" if self.n_left_out else "")
             + (f"\n{describe_twin(self.twin)}" if self.twin else "")
             + (f"\nno int8 twin, so a CPU runs it in float32: {self.twin_error}" if self.twin_error else "")
         )
@@ -70,8 +72,9 @@ def publish(
 
     A twin that is not good enough (training.quantise) is left out, and the candidate published without one.
 
-    Images that the candidate was trained on are left out: it would be judged on what it has seen. Its card tells them
-    by their pixels, or by their names where an older card has no more than these.
+    Images that either of them was trained on are left out, for it would be judged on what it has seen; where none is
+    left, those of the candidate alone. A card tells them by their pixels, or by their names where an older one has no
+    more than these.
 
     Args:
         candidate: a checkpoint.
@@ -99,21 +102,22 @@ def publish(
     unseen = unseen_pairs(pairs, checkpoint.card)
     if not unseen:
         raise DataError(f"{candidate} was trained on all {len(pairs)} of these images; name others to compare on")
-    cache = PairCache(unseen, quiet=quiet)
     to.parent.mkdir(parents=True, exist_ok=True)
     with (to.parent / f".{to.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(f"another process publishes to {to}") from error
-        new = evaluate(segmenter, cache, quiet=quiet)
-        old = None
+        current, old = None, None
         if to.exists():
-            try:
+            with suppress(WeightsError):  # what cannot be read cannot serve either, so anything is better
                 current = read_checkpoint(to)
+        fresh = unseen if current is None else unseen_pairs(unseen, current.card)
+        cache = PairCache(fresh or unseen, quiet=quiet)
+        new = evaluate(segmenter, cache, quiet=quiet)
+        if current is not None:
+            with suppress(WeightsError):
                 old = evaluate(Segmenter(current, make_runtime(current, device=device)), cache, quiet=quiet)
-            except WeightsError:
-                pass  # what cannot be read cannot serve either, so anything is better
         if old is not None and new.overall < old.overall - tolerance and not force:
             raise RefusedError(
                 f"{candidate}: {new} on {len(cache)} images, the weights in service: {old}; "
@@ -125,14 +129,14 @@ def publish(
                 twin = make_twin(checkpoint, split_for_twin(pairs, unseen), quiet=quiet)
             except RefusedError as error:
                 twin_error = str(error)
+        data = candidate.read_bytes()
+        if hashlib.sha256(data).hexdigest() != checkpoint.version:
+            raise RunError(f"{candidate} was changed while it was being compared")
         # The twin first: a service that looks between the two goes on with the old pair, which it has in memory.
         if twin is not None:
             write_twin(to, twin)
-        write_atomically(to, candidate.read_bytes())
+        write_atomically(to, data)
         if twin is None:
             twin_path(to).unlink(missing_ok=True)
-        published = read_checkpoint(to)
-        if published.version != checkpoint.version:
-            raise RunError(f"{candidate} was changed while it was being published")
     report = twin.report if twin else None
-    return PublishReport(to, published.version, new, old, len(cache), len(pairs) - len(cache), report, twin_error)
+    return PublishReport(to, checkpoint.version, new, old, len(cache), len(pairs) - len(cache), report, twin_error)

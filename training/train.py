@@ -46,6 +46,8 @@ STATE_FORMAT = "maskwell-run/2"
 SAVE_EVERY_S = 300.0
 # The cosine schedule ends at this share of the learning rate.
 LAST_LR_SHARE = 0.01
+# A sample takes some 20 ms of a core.
+MAX_WORKERS = 8
 # Memory taken from the system at once.
 KEPT_AT_ONCE_BYTES = 256 * 1024**2
 
@@ -98,7 +100,7 @@ def fit(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Precision | None = None,
     init: Checkpoint | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     max_steps: int | None = None,
     quiet: bool = False,
 ) -> FitResult:
@@ -115,7 +117,8 @@ def fit(
         precision: mixed precision; None takes `16-mixed` on a GPU, and on a CPU `bf16-mixed` where it computes in
             bfloat16, but for the recipe `classic`, which is the tutorial's arithmetic; else `32-true`.
         init: weights to begin with, of the recipe's architecture, instead of random ones.
-        workers: processes that prepare samples.
+        workers: processes that prepare samples. None takes none on a CPU, whose cores the steps have, and beside each
+            GPU its share of the cores, up to MAX_WORKERS.
         max_steps: stop after so many more steps, as a signal would; for trials.
         quiet: no progress bar.
 
@@ -132,6 +135,8 @@ def fit(
     if fabric.device.type == "cpu":
         keep_freed_memory()
     run_folder.mkdir(parents=True, exist_ok=True)
+    if workers is None:
+        workers = choose_workers(fabric.device.type, fabric.world_size)
     with _locked(run_folder, fabric), _stop_signals() as stop:
         run = _Run(fabric, chosen, train, validation, recipe, run_folder, data_name, init, workers, quiet)
         finished = run.steps(stop, max_steps)
@@ -223,17 +228,19 @@ class _Run:
                     taken += 1
                     bar.update()
                     bar.set_postfix(loss=f"{progress.loss_sum / progress.loss_steps:.4f}")
-                    if self._stops(stop, taken, last):
+                    stops, due = self._agree(stop.asked or taken == last, time.monotonic() - saved_at > SAVE_EVERY_S)
+                    if stops:
                         if progress.step == per_epoch:
                             break  # the epoch is done but for its validation
                         self._save()
                         return False
-                    if time.monotonic() - saved_at > SAVE_EVERY_S:
+                    if due:
                         self._save()
                         saved_at = time.monotonic()
                 self._end_epoch(writer)
                 saved_at = time.monotonic()
-                if self._stops(stop, taken, last) and progress.epoch < recipe.epochs:
+                [stops] = self._agree(stop.asked or taken == last)
+                if stops and progress.epoch < recipe.epochs:
                     return False
             return True
         finally:
@@ -241,9 +248,10 @@ class _Run:
             if writer is not None:
                 writer.close()
 
-    def _stops(self, stop: "_Stop", taken: int, last: int | None) -> bool:
-        """Whether to stop now; all processes hear the first one's answer, so that none waits for another forever."""
-        return bool(self.fabric.broadcast(stop.asked or taken == last))
+    def _agree(self, *answers: bool) -> tuple[bool, ...]:
+        """The first process's answers: all do as it does, so that none waits for another forever."""
+        agreed: tuple[bool, ...] = self.fabric.broadcast(answers)
+        return agreed
 
     def _step(self, images: Tensor, targets: Tensor) -> float:
         recipe = self.recipe
@@ -462,6 +470,13 @@ def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> M
         min_area_px=recipe.min_area_px,
         tile_px=tile_px,
     )
+
+
+def choose_workers(device_type: str, world_size: int) -> int:
+    """How many processes prepare samples for one device."""
+    if device_type == "cpu":
+        return 0
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // world_size))
 
 
 def _lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:

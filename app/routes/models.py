@@ -1,8 +1,10 @@
 """GET /models, GET /models/{name} and POST /models/{name}/reload."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 
 from app.docs import LIST_ANSWERS, MODEL_ANSWERS, RELOAD_ANSWERS
 from app.doors import key_of
@@ -11,6 +13,8 @@ from app.registry import Model
 from app.schemas import ModelDetail, ModelList, ModelSummary
 from app.service import Service
 from model.quality import PROFILE_KEY
+
+MAX_ABOUT_CHARS = 100_000
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -24,7 +28,7 @@ async def list_models(request: Request) -> ModelList:
 
 @router.get("/{name}", summary="One model", responses=MODEL_ANSWERS)
 async def get_model(request: Request, name: str) -> ModelDetail:
-    """Its config and its card, as they stand in its file of weights."""
+    """Its config and its card, as they stand in its file of weights, and the text that goes with them."""
     service: Service = request.app.state.service
     model = service.registry.get(name)
     summary = _summarise(service, model)
@@ -33,6 +37,7 @@ async def get_model(request: Request, name: str) -> ModelDetail:
         **summary.model_dump(),
         config=segmenter.config,
         card=_without_lists(segmenter.card),
+        readme=await run_in_threadpool(_read_about, service.settings.weights_dir, model),
         int8=segmenter.twin.twin.report if segmenter.twin else None,
     )
 
@@ -64,10 +69,23 @@ def _summarise(service: Service, model: Model) -> ModelSummary:
     return model.summarise(default=model is service.registry.default)
 
 
+def _read_about(folder: Path, model: Model) -> str | None:
+    """What NAME.md says, if it is of this version: published weights do not bring a text of their own."""
+    try:
+        with (folder / f"{model.name}.md").open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_ABOUT_CHARS)
+    except OSError:
+        return None
+    return text if model.segmenter.version[:12] in text else None
+
+
 def _without_lists(card: dict[str, Any]) -> dict[str, Any]:
     """The card without the names and digests of single images, which may be patients', but with how many they are."""
     shown = {key: value for key, value in card.items() if key not in ("split", "seen", PROFILE_KEY)}
     split = card.get("split")
     if isinstance(split, dict):
         shown["split"] = {part: len(names) for part, names in split.items() if isinstance(names, list)}
+    tuned = card.get("tuned")
+    if isinstance(tuned, dict) and isinstance(tuned.get("images"), list):
+        shown["tuned"] = {**tuned, "images": len(tuned["images"])}
     return shown

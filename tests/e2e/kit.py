@@ -50,7 +50,13 @@ def write_weights(path: Path, seed: int = 0, **config: Any) -> str:
     checkpoint = Checkpoint(state=state, config=model_config, card={}, version="")
     segmenter = Segmenter(checkpoint, TorchRuntime(checkpoint, device="cpu"))
     threshold = float(np.median(segmenter.segment(draw_cells(256, 256)).probability))
-    card = {"data": "drawn", "seed": seed, "split": {"train": ["a", "b"], "validation": ["c"]}, "seen": ["0123abcd"]}
+    card = {
+        "data": "drawn",
+        "seed": seed,
+        "split": {"train": ["a", "b"], "validation": ["c"]},
+        "seen": ["0123abcd"],
+        "tuned": {"images": ["c"]},
+    }
     return write_checkpoint(path, state, model_config.model_copy(update={"threshold": round(threshold, 4)}), card)
 
 

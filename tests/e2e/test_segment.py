@@ -206,7 +206,7 @@ def test_health_tells_what_runs(server: ServerProcess, reference: Segmenter) -> 
 def test_a_model_shows_its_config_and_its_card(server: ServerProcess, reference: Segmenter) -> None:
     body = httpx.get(f"{server.url}/models/best_model", timeout=TIMEOUT).json()
     # how many images, but not which
-    assert body["card"] == {"data": "drawn", "seed": 0, "split": {"train": 2, "validation": 1}}
+    assert body["card"] == {"data": "drawn", "seed": 0, "split": {"train": 2, "validation": 1}, "tuned": {"images": 1}}
     assert body["config"] == reference.config.model_dump(mode="json")
     listed = httpx.get(f"{server.url}/models", timeout=TIMEOUT).json()["models"]
     assert [item["name"] for item in listed] == ["best_model", "other"]

@@ -1,5 +1,6 @@
 """The app in this process, its lifespan included, for what a live server cannot be made to do at will."""
 
+import hashlib
 import io
 import json
 import logging
@@ -55,6 +56,25 @@ def test_building_the_app_loads_nothing(tmp_path: Path) -> None:
 def test_two_apps_with_different_settings_live_in_one_process(tiny_weights: Path) -> None:
     with TestClient(build(tiny_weights, max_pixels=100)) as small, TestClient(build(tiny_weights)) as large:
         assert (post(small).status_code, post(large).status_code) == (413, 200)
+
+
+def test_a_model_brings_the_text_beside_it_if_that_is_of_its_version(client: TestClient, tiny_weights: Path) -> None:
+    about = tiny_weights / "best_model.md"
+    detail = client.get("/models/best_model").json()
+    assert detail["readme"] is None
+    about.write_text(text := f"# Nuclei\n\nVersion {detail['version'][:12]}, free for any use.\n")
+    assert client.get("/models/best_model").json()["readme"] == text
+    about.write_text("Version 0123456789ab")
+    assert client.get("/models/best_model").json()["readme"] is None
+    about.unlink()
+
+
+def test_the_texts_beside_the_shipped_weights_are_of_their_versions() -> None:
+    files = sorted((ROOT / "weights").glob("*.pth"))
+    assert files
+    for path in files:
+        version = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert version[:12] in path.with_suffix(".md").read_text(), path.name
 
 
 def test_before_it_is_ready_it_says_so(tiny_weights: Path) -> None:

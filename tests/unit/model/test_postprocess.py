@@ -190,11 +190,11 @@ def one_region_with_long_tails(seed: int) -> Maps:
     for y in range(10, 300, 40):
         cell[y : y + 12, 5:-5] = True
     for _ in range(16):
-        y, x = generator.integers(0, 260), generator.integers(5, 380)
+        y, x = int(generator.integers(0, 260)), int(generator.integers(5, 380))
         cell[y : y + 45, x : x + 10] = True
     distance = np.zeros(cell.shape, dtype=np.float32)
     for _ in range(6):
-        y, x = 10 + 40 * int(generator.integers(0, 8)), generator.integers(10, 380)
+        y, x = 10 + 40 * int(generator.integers(0, 8)), int(generator.integers(10, 380))
         distance[y + 2 : y + 9, x : x + 8] = 0.9
     return Maps.from_probabilities(np.where(cell, 0.9, 0.1).astype(np.float32), distance=distance)
 

@@ -2,6 +2,7 @@
 
 import fcntl
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from training.__main__ import main
 from training.data import find_pairs
 from training.dataset import image_digest
 from training.errors import DataError, RefusedError, RunError
+from training.evaluate import Scores, evaluate
 from training.publish import publish
 
 CONFIG = ModelConfig(architecture=Architecture(width=4, align_corners=False), tile_px=(128,))
@@ -129,7 +131,36 @@ def test_images_are_known_by_their_pixels_not_by_their_names(cells: Path, tmp_pa
     some = weights(tmp_path / "some.pth", 0, card=card)
     report = publish(some, pairs, to=tmp_path / "b.pth", int8=False, quiet=True)
     assert (report.n_images, report.n_left_out) == (9, 1)
-    assert "1 images that it was trained on were left out" in str(report)
+    assert "1 images that one of them was trained on were left out" in str(report)
+
+
+def test_nor_do_those_that_the_weights_in_service_were_trained_on_where_others_are_left(
+    cells: Path, tmp_path: Path
+) -> None:
+    pairs = find_pairs(cells)
+    digests = [image_digest(pair.read()[0]) for pair in pairs]
+    to = tmp_path / "b.pth"
+    weights(to, 0, card={"seen": digests[:4]})
+    candidate = weights(tmp_path / "c.pth", 0, card={"seen": digests[3:6]})
+    assert publish(candidate, pairs, to=to, int8=False, quiet=True).n_images == 4
+    weights(to, 0, card={"seen": digests})
+    assert publish(candidate, pairs, to=to, int8=False, quiet=True).n_images == 7
+
+
+def test_a_candidate_that_changes_while_it_is_compared_is_not_published(
+    cells: Path, tmp_path: Path, everything: Path, nothing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "b.pth"
+
+    def evaluate_and_replace(*arguments: Any, **options: Any) -> Scores:
+        scores = evaluate(*arguments, **options)
+        everything.write_bytes(nothing.read_bytes())
+        return scores
+
+    monkeypatch.setattr("training.publish.evaluate", evaluate_and_replace)
+    with pytest.raises(RunError, match="was changed while"):
+        publish(everything, find_pairs(cells), to=to, int8=False, quiet=True)
+    assert not to.exists()
 
 
 def test_a_folder_to_publish_to_is_refused(cells: Path, tmp_path: Path, nothing: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs: classic equals a plain loop, resuming equals not stopping, and stops lose nothing."""
 
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from training.data import find_pairs, split_pairs
 from training.dataset import BatchKeys
 from training.errors import RunError
 from training.synthesize import synthesize
-from training.train import fit, warm_start
+from training.train import choose_workers, fit, warm_start
 
 
 def run(cells: Path, recipe: Recipe, folder: Path, *, max_steps: int | None = None, quiet: bool = True) -> bool:
@@ -232,6 +233,19 @@ def test_devices_share_each_batch_between_them() -> None:
     whole = list(BatchKeys(8, 4))
     shares = [list(BatchKeys(8, 4, rank=rank, world=2)) for rank in (0, 1)]
     assert [sorted(first + second) for first, second in zip(*shares, strict=True)] == whole
+
+
+@pytest.mark.parametrize(("samples", "batch", "world"), [(8, 4, 8), (8, 4, 3), (2, 4, 4)])
+def test_devices_that_cannot_share_a_batch_evenly_are_refused(samples: int, batch: int, world: int) -> None:
+    with pytest.raises(RunError, match=rf"batches of {min(samples, batch)} samples for {world} devices"):
+        BatchKeys(samples, batch, world=world)
+
+
+def test_processes_prepare_samples_beside_a_gpu_and_not_beside_a_cpu() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert choose_workers("cpu", 1) == 0
+    assert choose_workers("cuda", 1) == min(cores, 8)
+    assert choose_workers("cuda", 1000) == 1
 
 
 def test_a_run_can_begin_with_weights_and_refuses_those_of_another_architecture(
