@@ -269,9 +269,9 @@ def test_a_run_can_begin_with_weights_and_refuses_those_of_another_architecture(
     assert torch.equal(begun.state["outc.conv.weight"], init.state["outc.conv.weight"])
     turned = warm_start(init, init.config.model_copy(update={"outputs": ("distance", "cell", "border")}), init.state)
     assert torch.equal(turned["outc.conv.weight"], init.state["outc.conv.weight"][[2, 0, 1]])
-    with pytest.raises(RunError, match="width=8"):
+    with pytest.raises(RunError, match="bilinear=False"):
         fit(
-            train, validation, replace(tiny_recipe, width=8), out=tmp_path / "c.pth", run_folder=tmp_path / "c",
+            train, validation, replace(tiny_recipe, bilinear=False), out=tmp_path / "c.pth", run_folder=tmp_path / "c",
             device="cpu", quiet=True, init=init,
         )  # fmt: skip
 
