@@ -333,6 +333,42 @@ def test_a_download_is_the_api_s_answer_to_the_byte(
     assert Path(download.value.path()).read_bytes() == ask(server, PNG, output=output, **query)
 
 
+@pytest.mark.parametrize("opened_first", [True, False], ids=["opened, then answered", "answered, then opened"])
+def test_an_answer_for_settings_that_changed_meanwhile_is_not_taken_for_theirs(
+    page: Page, server: ServerProcess, opened_first: bool
+) -> None:
+    open_at_once(page, PNG, "one_png")
+    second = to_png(GREY[::-1])
+    areas = np.bincount(decode(ask(server, second, output="labels")).ravel())[1:]
+    least = int(np.sort(areas)[len(areas) // 2]) + 1  # drops half of the cells
+    wanted = ask(server, second, output="labels", min_area_px=least)
+    n = int(decode(wanted).max())
+    assert 0 < n < len(areas)
+    held: list[Route] = []
+    page.route("**/segment?output=view*", lambda route: held.append(route))
+    with page.expect_request("**/segment?output=view*"):
+        drop(page, two_png=second)
+    lines = page.locator("#list .open")
+    lines.nth(0).click()
+    page.fill("#min-area", str(least))
+    expect(page.locator("#kind")).to_be_empty()
+    wait_for(page, "exact")
+    if opened_first:
+        lines.nth(1).click()
+        held[0].continue_()
+    else:
+        held[0].continue_()
+        expect(lines.nth(1)).to_contain_text("Open to count anew")
+        lines.nth(1).click()
+    expect(page.locator("#title")).to_contain_text("two.png")
+    expect(page.locator("#count")).to_have_text(str(n))
+    expect(page.locator("#kind")).to_be_empty()
+    wait_for(page, "exact")
+    with page.expect_download() as download:
+        page.click("#downloads button:text-is('Labels')")
+    assert Path(download.value.path()).read_bytes() == wanted
+
+
 def test_another_model_gives_its_own_mask(page: Page, server: ServerProcess) -> None:
     open_at_once(page, PNG)
     with page.expect_response(lambda response: "output=view&model=other" in response.url):
