@@ -33,17 +33,20 @@ class CellScores:
 
 @dataclass(frozen=True)
 class RegionScores:
-    """How alike two partitions of the same pixels are; 1 is alike, and each has its split and merge side in it.
+    """How alike two partitions of the same pixels are; each has its split and merge side in it.
 
     Attributes:
-        v_rand: foreground-restricted Rand F-score.
-        v_info: foreground-restricted information F-score.
+        v_rand: foreground-restricted Rand F-score; 1 is alike.
+        v_info: foreground-restricted information F-score; 1 is alike.
+        adapted_rand_error: 1 - F-score of Rand precision and recall, 0 is alike. It differs from 1 - v_rand in that it
+            counts pairs of different pixels only, as scikit-image's does.
 
     Source: Arganda-Carreras et al., Front. Neuroanat. 2015, doi:10.3389/fnana.2015.00142, with alpha 0.5.
     """
 
     v_rand: float
     v_info: float
+    adapted_rand_error: float
 
 
 def dice(y_true: Mask, y_pred: Mask) -> float:
@@ -108,12 +111,16 @@ def score_regions(y_true: Labels, y_pred: Labels) -> RegionScores:
     _, pred_index = np.unique(y_pred[counted], return_inverse=True)
     joint = sparse.coo_array((np.full(n, 1 / n), (true_index, pred_index))).tocsr()
     parts, true_share, pred_share = (np.asarray(v, dtype=np.float64) for v in (joint.data, joint.sum(1), joint.sum(0)))
-    v_rand = (parts**2).sum() / (0.5 * (true_share**2).sum() + 0.5 * (pred_share**2).sum())
+    together = (parts**2).sum()
+    alike = 0.5 * (true_share**2).sum() + 0.5 * (pred_share**2).sum()
+    v_rand = together / alike
+    # without each pixel's pair with itself, n of n squared; regions of one pixel each have no pair, and agree
+    error = (alike - together) / (alike - 1 / n) if alike - 1 / n > 1e-12 else 0.0
     true_entropy, pred_entropy, both = _entropy(true_share), _entropy(pred_share), _entropy(parts)
     total = true_entropy + pred_entropy
     # two partitions of one region each carry no information, and agree
     v_info = 2 * (true_entropy + pred_entropy - both) / total if total > 1e-12 else 1.0
-    return RegionScores(float(v_rand), float(v_info))
+    return RegionScores(float(v_rand), float(v_info), float(error))
 
 
 def grow_regions(mask: Mask) -> Labels:

@@ -1,14 +1,23 @@
 """Score weights on images with truth, on the field's protocols; tune the threshold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from model.metrics import Counts, average_precision, dice, grow_regions, iou, score_cells, score_regions
+from model.metrics import (
+    Counts,
+    RegionScores,
+    average_precision,
+    dice,
+    grow_regions,
+    iou,
+    score_cells,
+    score_regions,
+)
 from model.postprocess import Maps, threshold_mask
 from model.segmenter import Segmentation, Segmenter
 from model.types import Labels
@@ -17,6 +26,8 @@ from training.dataset import PairCache
 
 # Candidates for the checkpoint's threshold.
 THRESHOLDS = tuple(round(0.2 + 0.05 * step, 2) for step in range(13))
+# Where the best scores of regions are looked for: membranes may well part best far from the best Dice.
+REGION_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 AP_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -30,6 +41,8 @@ class ImageScore:
         dice, iou: of the mask.
         counts: IoU threshold to (tp, fp, fn) of the cells; empty where the truth has no cells of their own.
         aji, pq: of the cells, see model.metrics.CellScores; None likewise.
+        v_rand, v_info, adapted_rand_error: of the cells, or of a binary truth's regions, see
+            model.metrics.RegionScores; None where the truth is empty, or its regions were not compared.
     """
 
     name: str
@@ -39,6 +52,9 @@ class ImageScore:
     counts: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     aji: float | None = None
     pq: float | None = None
+    v_rand: float | None = None
+    v_info: float | None = None
+    adapted_rand_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +65,16 @@ class CellSummary:
         ap: IoU threshold to TP / (TP + FP + FN), counts pooled over images; `mean` over the thresholds.
         ap_per_image: the same for each image alone, then the mean over images.
         aji, pq: mean over images.
+        v_info, adapted_rand_error: of the labels, in the pixels of true cells only, where background that was found
+            is one region more; mean over the images that have cells, None if there is none.
     """
 
     ap: dict[str, float]
     ap_per_image: dict[str, float]
     aji: float
     pq: float
+    v_info: float | None = None
+    adapted_rand_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,21 +82,26 @@ class RegionSummary:
     """Scores of a binary truth that parts a tissue into cells by their membranes, as in ISBI 2012.
 
     The mask is compared with the truth's 4-connected regions: its own regions are grown until they meet, and
-    only pixels inside a true cell count.
+    only pixels inside a true cell count, so images without any have no such score.
 
     Attributes:
-        v_rand, v_info: mean over images at the threshold of the scores.
-        best_v_rand, best_v_info: at the threshold that is best for each.
-        pixel_error: 1 - F1 of the cell pixels, pooled over images, at the threshold of the scores.
-        best_pixel_error: likewise at the best threshold.
+        v_rand, v_info, adapted_rand_error: mean over images at the threshold of the scores.
+        best_v_rand, best_v_info, best_adapted_rand_error: at that of REGION_THRESHOLDS which is best for each.
+        best_v_rand_threshold: where V_rand is best; of equals the one nearest to 0.5.
+        pixel_error: 1 - F1 of the cell pixels, pooled over all images, at the threshold of the scores.
+        best_pixel_error, best_pixel_error_threshold: likewise at the best threshold.
     """
 
     v_rand: float
     best_v_rand: float
+    best_v_rand_threshold: float
     v_info: float
     best_v_info: float
+    adapted_rand_error: float
+    best_adapted_rand_error: float
     pixel_error: float
     best_pixel_error: float
+    best_pixel_error_threshold: float
 
 
 @dataclass(frozen=True)
@@ -106,6 +131,16 @@ class Scores:
     def overall(self) -> float:
         """What "best" means: the Dice of the mask and, where the truth has cells, in equal parts their mean AP."""
         return self.dice if self.cells is None else (self.dice + self.cells.ap["mean"]) / 2
+
+    @property
+    def worst(self) -> list[int]:
+        """Indices of the images, the worst first: by V_rand where regions were compared, else by Dice.
+
+        An image of regions that has none itself goes by its Dice: 1 where nothing was found, 0 where something was.
+        """
+        by_regions = self.regions is not None
+        judged = [image.v_rand if by_regions and image.v_rand is not None else image.dice for image in self.images]
+        return sorted(range(len(judged)), key=judged.__getitem__)
 
     def __str__(self) -> str:
         parts = f"Dice {self.dice:.4f}"
@@ -155,7 +190,7 @@ def dice_by_threshold(answers: Sequence[Answer]) -> dict[float, float]:
 
 
 def best_threshold(curve: Mapping[float, float]) -> float:
-    """The threshold of the best Dice; of equals that nearest to 0.5."""
+    """The threshold of the best score; of equals that nearest to 0.5."""
     return max(curve, key=lambda value: (curve[value], -abs(value - 0.5)))
 
 
@@ -205,6 +240,10 @@ def score_answers(
     for answer in answers:
         found = segmenter.read(answer.maps, threshold=chosen)
         images.append(_score_image(answer, found, has_cells))
+    summary = None
+    if regions and not has_cells:
+        summary, each = _score_regions(answers, chosen)
+        images = [_with_regions(image, score) for image, score in zip(images, each, strict=True)]
     kinds = sorted({image.look for image in images})
     return Scores(
         threshold=chosen,
@@ -212,7 +251,7 @@ def score_answers(
         iou=float(np.mean([image.iou for image in images])),
         curve={str(value): score for value, score in curve.items()},
         cells=_summarise_cells(images) if has_cells else None,
-        regions=_score_regions(answers, chosen) if regions and not has_cells else None,
+        regions=summary,
         looks={kind: _summarise_look([image for image in images if image.look == kind]) for kind in kinds},
         images=tuple(images),
     )
@@ -223,9 +262,15 @@ def _score_image(answer: Answer, found: Segmentation, has_cells: bool) -> ImageS
     score = ImageScore(answer.pair.name, answer.look, dice(truth, mask), iou(truth, mask))
     if not has_cells:
         return score
-    cells = score_cells(answer.labels, found.labels(), AP_THRESHOLDS)
+    labels = found.labels()
+    cells = score_cells(answer.labels, labels, AP_THRESHOLDS)
     counts = {str(value): count for value, count in cells.counts.items()}
-    return ImageScore(score.name, score.look, score.dice, score.iou, counts, cells.aji, cells.pq)
+    score = replace(score, counts=counts, aji=cells.aji, pq=cells.pq)
+    return _with_regions(score, score_regions(answer.labels, labels) if truth.any() else None)
+
+
+def _with_regions(image: ImageScore, score: RegionScores | None) -> ImageScore:
+    return image if score is None else replace(image, **vars(score))
 
 
 def _summarise_cells(images: Sequence[ImageScore]) -> CellSummary:
@@ -241,7 +286,15 @@ def _summarise_cells(images: Sequence[ImageScore]) -> CellSummary:
         ap_per_image=each,
         aji=float(np.mean([image.aji for image in images if image.aji is not None])),
         pq=float(np.mean([image.pq for image in images if image.pq is not None])),
+        v_info=_mean([image.v_info for image in images]),
+        adapted_rand_error=_mean([image.adapted_rand_error for image in images]),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that there are."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
 
 
 def _summarise_look(images: Sequence[ImageScore]) -> dict[str, Any]:
@@ -255,25 +308,40 @@ def _summarise_look(images: Sequence[ImageScore]) -> dict[str, Any]:
     return summary
 
 
-def _score_regions(answers: Sequence[Answer], chosen: float) -> RegionSummary | None:
-    counted = [answer for answer in answers if (answer.labels > 0).any()]
-    if not counted:
-        return None
-    truths = [true_regions(answer) for answer in counted]
-    by_threshold = {}
-    for threshold in sorted({*THRESHOLDS, chosen}):
-        masks = [threshold_mask(answer.maps.cell, threshold) for answer in counted]
-        scores = [score_regions(truth, grow_regions(mask)) for truth, mask in zip(truths, masks, strict=True)]
+def _score_regions(answers: Sequence[Answer], chosen: float) -> tuple[RegionSummary | None, list[RegionScores | None]]:
+    """The summary, None if no truth has a region, and each image's scores at the chosen threshold."""
+    truths = [true_regions(answer) for answer in answers]
+    if not any(truth.any() for truth in truths):
+        return None, [None] * len(answers)
+    means, errors, each = {}, {}, {}
+    for threshold in sorted({*REGION_THRESHOLDS, chosen}):
+        masks = [threshold_mask(answer.maps.cell, threshold) for answer in answers]
+        each[threshold] = [
+            score_regions(truth, grow_regions(mask)) if truth.any() else None
+            for truth, mask in zip(truths, masks, strict=True)
+        ]
+        found = [score for score in each[threshold] if score is not None]
+        means[threshold] = RegionScores(*np.mean([list(vars(score).values()) for score in found], axis=0).tolist())
+        # over all images: what is found where there is no cell is an error like any other
         shared = sum(int((mask & (truth > 0)).sum()) for truth, mask in zip(truths, masks, strict=True))
         total = sum(int(mask.sum()) + int((truth > 0).sum()) for truth, mask in zip(truths, masks, strict=True))
-        by_threshold[threshold] = (
-            float(np.mean([score.v_rand for score in scores])),
-            float(np.mean([score.v_info for score in scores])),
-            1 - 2 * shared / total,
-        )
-    v_rand, v_info, error = by_threshold[chosen]
-    rands, infos, errors = zip(*by_threshold.values(), strict=True)
-    return RegionSummary(v_rand, max(rands), v_info, max(infos), error, min(errors))
+        errors[threshold] = 1 - 2 * shared / total
+    by_rand = best_threshold({threshold: score.v_rand for threshold, score in means.items()})
+    by_pixels = best_threshold({threshold: -error for threshold, error in errors.items()})
+    at = means[chosen]
+    summary = RegionSummary(
+        v_rand=at.v_rand,
+        best_v_rand=means[by_rand].v_rand,
+        best_v_rand_threshold=by_rand,
+        v_info=at.v_info,
+        best_v_info=max(score.v_info for score in means.values()),
+        adapted_rand_error=at.adapted_rand_error,
+        best_adapted_rand_error=min(score.adapted_rand_error for score in means.values()),
+        pixel_error=errors[chosen],
+        best_pixel_error=errors[by_pixels],
+        best_pixel_error_threshold=by_pixels,
+    )
+    return summary, each[chosen]
 
 
 def pooled_mean_ap(counts: Sequence[Mapping[float, Counts]]) -> float:

@@ -45,6 +45,8 @@ def write_report(path: Path, *, title: str, segmenter: Segmenter, cache: PairCac
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if scores.cells is not None:
         summary += [("AJI", f"{scores.cells.aji:.4f}"), ("PQ", f"{scores.cells.pq:.4f}")]
+        more = (("V_info", scores.cells.v_info), ("adapted Rand error", scores.cells.adapted_rand_error))
+        summary += [(name, f"{value:.4f}") for name, value in more if value is not None]
     if scores.regions is not None:
         for name, value in vars(scores.regions).items():
             summary.append((name.replace("_", " "), f"{value:.4f}"))
@@ -57,9 +59,9 @@ def write_report(path: Path, *, title: str, segmenter: Segmenter, cache: PairCac
         )
     parts += ["<h2>By kind of picture</h2>", _looks(scores)]
     parts += ["<h2>Dice by threshold</h2>", f"<img alt='Dice by threshold' src='{_curve(scores)}'>"]
-    parts += [f"<h2>The {min(WORST, len(scores.images))} images with the lowest Dice</h2>"]
-    for index in np.argsort([image.dice for image in scores.images], kind="stable")[:WORST]:
-        parts.append(_pictures(int(index), segmenter, cache, scores))
+    judge = "Dice" if scores.regions is None else "V_rand"
+    parts += [f"<h2>The {min(WORST, len(scores.images))} images with the lowest {judge}</h2>"]
+    parts += [_pictures(index, segmenter, cache, scores) for index in scores.worst[:WORST]]
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
@@ -109,7 +111,8 @@ def _pictures(index: int, segmenter: Segmenter, cache: PairCache, scores: Scores
         for name, picture in shown.items()
     )
     cells = f", cells {labels.max()} true, {found.max()} found" if score.counts else ""
-    heading = f"{score.name}: Dice {score.dice:.3f}{cells} ({score.look})"
+    regions = f"V_rand {score.v_rand:.3f}, " if scores.regions is not None and score.v_rand is not None else ""
+    heading = f"{score.name}: {regions}Dice {score.dice:.3f}{cells} ({score.look})"
     return f"<h3>{html.escape(heading)}</h3>{''.join(figures)}"
 
 

@@ -124,6 +124,8 @@ def test_rand_and_information_of_a_case_worked_out_by_hand() -> None:
     scores = score_regions(y_true, y_pred)
     # shares: 4/8, 2/8, 2/8 together; 4/8 and 4/8 of the truth; 6/8 and 2/8 found
     assert scores.v_rand == pytest.approx((16 + 4 + 4) / (0.5 * (16 + 16) + 0.5 * (36 + 4)))
+    # pairs of different pixels: 28 in all; 12 together in the truth, 16 in what was found, 8 in both
+    assert scores.adapted_rand_error == pytest.approx(1 - 2 * (8 / 12) * (8 / 16) / (8 / 12 + 8 / 16))
     entropy = [-sum(p * np.log(p) for p in shares) for shares in ((0.5, 0.5), (0.75, 0.25), (0.5, 0.25, 0.25))]
     assert scores.v_info == pytest.approx(2 * (entropy[0] + entropy[1] - entropy[2]) / (entropy[0] + entropy[1]))
 
@@ -134,8 +136,10 @@ def test_rand_and_information_agree_with_scikit_image(seed: int) -> None:
     y_true = ndimage.label(ndimage.gaussian_filter(generator.random((120, 120)), 4) > 0.5)[0].astype(np.int32)
     y_pred = grow_regions(ndimage.gaussian_filter(generator.random((120, 120)), 3) > 0.5)
     scores = score_regions(y_true, y_pred)
-    # scikit-image counts pairs of different pixels, the published score pairs with repetition
-    assert scores.v_rand == pytest.approx(1 - adapted_rand_error(y_true, y_pred)[0], abs=2e-3)  # type: ignore[no-untyped-call]
+    error = adapted_rand_error(y_true, y_pred)[0]  # type: ignore[no-untyped-call]
+    assert scores.adapted_rand_error == pytest.approx(error)
+    # it counts pairs of different pixels, the published score pairs with repetition
+    assert scores.v_rand == pytest.approx(1 - error, abs=2e-3)
     counted = y_true > 0
     more, less = variation_of_information(y_true[counted], y_pred[counted])  # type: ignore[no-untyped-call]
     shares = [np.unique(labels[counted], return_counts=True)[1] / counted.sum() for labels in (y_true, y_pred)]
@@ -147,7 +151,9 @@ def test_alike_partitions_score_1_whatever_their_numbers() -> None:
     y_true = np.array([[1, 1, 2, 0], [3, 3, 2, 0]], dtype=np.int32)
     y_pred = np.array([[9, 9, 4, 1], [7, 7, 4, 2]], dtype=np.int32)
     scores = score_regions(y_true, y_pred)
-    assert [scores.v_rand, scores.v_info] == pytest.approx([1, 1])
+    assert [scores.v_rand, scores.v_info, scores.adapted_rand_error] == pytest.approx([1, 1, 0])
+    # no pair of different pixels is together in either
+    assert score_regions(np.array([[1, 2]], np.int32), np.array([[4, 3]], np.int32)).adapted_rand_error == 0
     one = np.ones((2, 2), dtype=np.int32)
     assert score_regions(one, one).v_info == 1
     with pytest.raises(ValueError, match="no region"):

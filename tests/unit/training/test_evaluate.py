@@ -68,6 +68,12 @@ def test_dice_iou_and_ap_are_those_computed_by_hand(folder: Path) -> None:
     # each image alone: a is perfect, b has one of two at 0.5 and none of three above
     assert scores.cells.ap_per_image["0.5"] == pytest.approx((1 + 1 / 2) / 2)
     assert scores.cells.ap_per_image["0.9"] == pytest.approx((1 + 0) / 2)
+    # a: 1 - 0. b: of the cell's 200 px 100 are the cell found and 100 background, so of 19,900 pairs 9,900 are together
+    error = 1 - 2 * 9900 / (19900 + 9900)
+    assert [image.adapted_rand_error for image in scores.images] == pytest.approx([0, error])
+    assert scores.cells.adapted_rand_error == pytest.approx(error / 2)
+    # one cell carries no information: what parts it agrees in nothing, and itself in all
+    assert scores.cells.v_info == pytest.approx((1 + 0) / 2)
     assert scores.looks == {
         "grey, dark": {
             "n_images": 2, "dice": scores.dice, "iou": scores.iou, "ap": scores.cells.ap,
@@ -115,6 +121,62 @@ def test_regions_of_a_binary_truth(tmp_path: Path) -> None:
     assert [scores.regions.v_info, scores.regions.best_v_info] == pytest.approx([0, 1])
     assert scores.regions.pixel_error == pytest.approx(1 - 2 * 800 / (800 + 808))
     assert scores.regions.best_pixel_error == pytest.approx(0)
+    assert scores.regions.adapted_rand_error == pytest.approx(1 - 2 * 2 * 400 * 399 / (800 * 799 + 2 * 400 * 399))
+    assert scores.regions.best_adapted_rand_error == pytest.approx(0)
+    # 150 / 255 is 0.588
+    assert (scores.regions.best_v_rand_threshold, scores.regions.best_pixel_error_threshold) == (0.6, 0.6)
+
+
+@pytest.mark.parametrize(("grey", "best"), [(229, 0.9), (30, 0.15)])
+def test_the_best_threshold_of_regions_is_looked_for_near_0_and_1_too(tmp_path: Path, grey: int, best: float) -> None:
+    """Two cells whose gap closes, or whose dim halves appear, only there."""
+    truth = np.full((20, 42), 255, np.uint8)
+    truth[:, 20:22] = 0
+    image = np.where(truth > 0, min(grey + 20, 255), grey).astype(np.uint8)
+    write(tmp_path / "image" / "a.png", image)
+    write(tmp_path / "label" / "a.png", truth)
+    scores = evaluate(segmenter(0.5), find_pairs(tmp_path), regions=True, quiet=True)
+    assert scores.regions is not None
+    assert (scores.regions.best_v_rand_threshold, scores.regions.best_v_rand) == (best, pytest.approx(1))
+    assert (scores.regions.best_pixel_error_threshold, scores.regions.best_pixel_error) == (best, pytest.approx(0))
+
+
+def test_what_is_found_in_a_slice_without_a_cell_counts_in_the_pixel_error(tmp_path: Path) -> None:
+    truth = np.zeros((20, 20), np.uint8)
+    truth[:10] = 255
+    write(tmp_path / "image" / "a.png", truth)
+    write(tmp_path / "label" / "a.png", truth)
+    wrong = np.zeros((20, 20), np.uint8)
+    wrong[:, :2] = 255
+    write(tmp_path / "image" / "b.png", wrong)
+    write(tmp_path / "label" / "b.png", truth * 0)
+    scores = evaluate(segmenter(0.5), find_pairs(tmp_path), regions=True, quiet=True)
+    assert scores.regions is not None
+    # 200 px that are right, and 40 that are not
+    assert scores.regions.pixel_error == pytest.approx(1 - 2 * 200 / (200 + 240))
+    assert (scores.regions.v_rand, scores.images[1].v_rand) == (1, None)
+    assert scores.worst == [1, 0]
+
+
+def test_the_report_shows_the_worst_by_v_rand_where_the_truth_parts_a_tissue(tmp_path: Path) -> None:
+    """a: a gap of 2 px joins its two cells. b: both cells found, a quarter of each too small."""
+    truth = np.full((20, 42), 255, np.uint8)
+    truth[:, 20:22] = 0
+    joined, small = truth.copy(), truth.copy()
+    joined[8:10, 20:22] = 255
+    small[:5] = 0
+    for name, image in (("a", joined), ("b", small)):
+        write(tmp_path / "image" / f"{name}.png", image)
+        write(tmp_path / "label" / f"{name}.png", truth)
+    cache = PairCache(find_pairs(tmp_path), quiet=True)
+    scores = evaluate(segmenter(), cache, regions=True, quiet=True)
+    assert scores.images[0].dice > scores.images[1].dice
+    write_report(tmp_path / "r.html", title="t", segmenter=segmenter(), cache=cache, scores=scores)
+    page = (tmp_path / "r.html").read_text()
+    assert "<h2>The 2 images with the lowest V_rand</h2>" in page
+    assert page.index("a: V_rand 0.667, Dice 0.998") < page.index("b: V_rand 1.000, Dice 0.857")
+    for row in ("best v rand threshold", "best pixel error threshold", "adapted rand error"):
+        assert f"<td>{row}</td>" in page
 
 
 def test_specks_below_the_checkpoint_s_least_area_count_neither_in_the_mask_nor_as_cells(folder: Path) -> None:
