@@ -1,11 +1,12 @@
 """Milliseconds and bytes to read and write one picture as PNG, by what serves and by others.
 
-python bench/codecs.py [--side 512] [--repeats 40]
+python bench/codecs.py [--side 512] [--repeats 40] [--write]
 """
 
 import argparse
 import io
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+from kit import machine, report
 from PIL import Image as PillowImage
 from scipy import ndimage
 
@@ -26,18 +28,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=512, help="of the picture, in pixels")
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    print("| what | by | ms | bytes |")
-    print("|---|---|---|---|")
+    lines = ["| what | by | ms | bytes |", "|---|---|---|---|"]
+
+    def add(what: str, by: str, work: Callable[[], Any], n_bytes: int) -> None:
+        lines.append(f"| {what} | {by} | {median_ms(work, options.repeats):.2f} | {n_bytes:,} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+
     for name, content, pixels in draw(options.side):
         for writer, write in writers(pixels, content).items():
-            data = write()
-            print(f"| write {name} | {writer} | {median_ms(write, options.repeats):.2f} | {len(data):,} |", flush=True)
+            add(f"write {name}", writer, write, len(write()))
     [(_, _, picture)] = [item for item in draw(options.side) if item[0] == "picture"]
     data = by_pillow(picture, 6)
     for reader, read in readers(data).items():
-        print(f"| read picture | {reader} | {median_ms(read, options.repeats):.2f} | {len(data):,} |")
+        add("read picture", reader, read, len(data))
+    report("codecs", [machine(), "", *lines], write=options.write)
 
 
 def draw(side: int) -> list[tuple[str, Content, npt.NDArray[Any]]]:

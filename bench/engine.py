@@ -1,6 +1,6 @@
 """How much of the processor's arithmetic each engine turns into answers, in turns within one run.
 
-python bench/engine.py [--widths 64 32] [--side 512] [--repeats 5] [--json engine.json] [--plot engine.png]
+python bench/engine.py [--widths 64 32] [--side 512] [--repeats 5] [--json engine.json] [--plot engine.png] [--write]
 
 The yardstick is the machine's own float32 matrix product (PyTorch's, 2048 x 2048), measured in the same turns. An int8
 twin with drawn ranges is made for each width: its answers mean nothing, its arithmetic is that of a real one.
@@ -12,17 +12,16 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import torch
+from kit import PLOTS, machine, report
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig
 from model.openvino_runtime import OpenVinoRuntime, build_graph, state_arrays
@@ -180,6 +179,15 @@ def curves(width: int, sides: tuple[int, ...], rounds: int) -> list[dict[str, ob
     ]
 
 
+def table(run: dict[str, object]) -> list[str]:
+    """A comparison as Markdown."""
+    lines = ["", f"Width {run['width']}, {run['side']} px; fp32 matrix product: {run['peak_gflops']:.0f} GFLOP/s.", ""]
+    lines += ["| engine | s a tile | GFLOP/s | of the matrix product |", "|---|---|---|---|"]
+    for row in run["rows"]:
+        lines.append(f"| {row['engine']} | {row['seconds']:.3f} | {row['gflops']:.0f} | {row['of_peak']:.2f} |")
+    return [*lines, "", f"int8 over fp32: {run['int8_over_fp32']:.2f}."]
+
+
 def plot(runs: list[dict[str, object]], path: Path) -> None:
     """Bars of GFLOP/s, with the peak as a line."""
     import matplotlib
@@ -207,34 +215,31 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="of the tile, in pixels")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write everything there too")
+    parser.add_argument("--write", action="store_true", help="the comparison, with its plot, into docs/benchmarks.md")
     parser.add_argument("--plot", type=Path, help="draw the bars there, as PNG")
     parser.add_argument("--curves", action="store_true", help="by streams, passes under way and tiles a pass instead")
     parser.add_argument("--width", type=int, default=32, help="of the curves' network")
     options = parser.parse_args()
-    machine = f"{platform.machine()}, {available_cpus()} cores, {ov.Core().get_property('CPU', 'FULL_DEVICE_NAME')}"
-    print(
-        f"{machine}, {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, openvino {ov.__version__.split('-')[0]}"
+    if options.write and options.curves:
+        parser.error("--write is for the comparison; docs/benchmarks.md has no place for the curves")
+    title = (
+        f"{machine()} PyTorch {torch.__version__}, OpenVINO {ov.__version__.split('-')[0]}. "
+        f"Load average at the start: {os.getloadavg()[0]:.1f}."
     )
-    print(f"load average at the start: {os.getloadavg()[0]:.1f}\n")
     if options.curves:
         found = curves(options.width, (256, 512), options.repeats)
-        print(
-            "| precision | tile, px | tiles a pass | streams | passes under way | s a tile |\n|---|---|---|---|---|---|"
-        )
+        lines = ["| precision | tile, px | tiles a pass | streams | passes under way | s a tile |", "|---" * 6 + "|"]
         for row in found:
-            print("| " + " | ".join(str(value) for value in list(row.values())[:-1]) + f" | {row['seconds']:.4f} |")
+            *case, seconds = row.values()
+            lines.append(f"| {' | '.join(map(str, case))} | {seconds:.4f} |")
+        report("engine-curves", [title, "", f"Width {options.width}.", "", *lines], write=False)
     else:
         found = [compare(width, options.side, options.repeats) for width in options.widths]
-        for run in found:
-            print(f"width {run['width']}, {run['side']} px; fp32 matrix product: {run['peak_gflops']:.0f} GFLOP/s\n")
-            print("| engine | s a tile | GFLOP/s | of the matrix product |\n|---|---|---|---|")
-            for row in run["rows"]:
-                print(f"| {row['engine']} | {row['seconds']:.3f} | {row['gflops']:.0f} | {row['of_peak']:.2f} |")
-            print(f"\nint8 over fp32: {run['int8_over_fp32']:.2f}\n")
-        if options.plot:
-            plot(found, options.plot)
+        report("engine", [title, *(line for run in found for line in table(run))], write=options.write)
+        for path in ([options.plot] if options.plot else []) + ([PLOTS / "engine.png"] if options.write else []):
+            plot(found, path)
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "runs": found}, indent=2))
+        options.json.write_text(json.dumps({"machine": title, "runs": found}, indent=2))
 
 
 if __name__ == "__main__":

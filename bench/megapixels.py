@@ -18,35 +18,16 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from costless import use_costless_runtime
 from kit import ROOT, draw_image, machine, plot_lines, report
 
-import model.segmenter
-from model.checkpoint import Checkpoint
 from model.images import open_image
 from model.outputs import encode_output
 from model.segmenter import load_segmenter
 from model.source import Selection
-from model.types import Batch, Logits
 
 PATTERN_PX = 1024
 WEIGHTS = ROOT / "weights" / "best_model.pth"
-
-
-class CostlessRuntime:
-    """Calls bright pixels cell, and the brighter the deeper in it; no borders."""
-
-    name, device, precision = "costless", "cpu", "fp32"
-    batch_tiles = 1
-    streams = 1
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._outputs = checkpoint.config.outputs
-
-    def run(self, batch: Batch, *, alone: bool = False) -> Logits:
-        """By the first channel."""
-        grey = (batch[:, 0] - np.float32(0.4)) * np.float32(10)
-        maps = {"cell": grey, "distance": grey - np.float32(2), "border": np.full_like(grey, -6)}
-        return np.stack([maps.get(name, -grey) for name in self._outputs], axis=1)
 
 
 def main() -> int:
@@ -92,11 +73,7 @@ def main() -> int:
 def measure(side: int, options: argparse.Namespace) -> dict[str, Any]:
     """One size, in this process."""
     if options.costless:
-
-        def make(checkpoint: Checkpoint, **_: Any) -> CostlessRuntime:
-            return CostlessRuntime(checkpoint)
-
-        model.segmenter.make_runtime = make  # type: ignore[assignment]  # a measurement, not a feature
+        use_costless_runtime()
     segmenter = load_segmenter(WEIGHTS)
     segmenter.warm_up()
     before = peak_bytes()

@@ -82,7 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--costless", action="store_true", help="a model that costs nothing")
     parser.add_argument("--weights", type=Path, default=ROOT / "weights" / "best_model.pth")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--seconds", type=float, default=8.0, help="for each number of clients")
     parser.add_argument("--side", type=int, default=512, help="of the drawn picture, in pixels")
     parser.add_argument("--servers", nargs="+", help="names of some of them, lower case, by how they begin")
@@ -130,7 +130,7 @@ def main() -> int:
     section = "peers-costless" if options.costless else "peers"
     report(section, [f"{title}. {machine()}", "", *lines], write=options.write)
     if options.write:
-        groups = [f"{n} clients" for n in options.clients]
+        groups = [f"{n} client{'s' * (n > 1)}" for n in options.clients]
         bars = {name: [cell.per_s for cell in cells] for name, cells in results.items()}
         plot_bars(section, title, "requests a second", groups, bars)
     return 0

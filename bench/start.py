@@ -1,11 +1,10 @@
 """Seconds from `python -m app` to a 200 of /readyz, in turns: no cache, an empty one, a warm one.
 
-python bench/start.py [--weights-dir weights] [--rounds 3]
+python bench/start.py [--weights-dir weights] [--rounds 3] [--write]
 """
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,9 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+import openvino as ov
+from kit import free_port, machine, report
 
 GIVE_UP_S = 120
 
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--weights-dir", type=Path, default=Path("weights"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "auto"])
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(options.rounds):
@@ -32,17 +35,17 @@ def main() -> None:
                 for way, cache in (("no cache", "off"), ("empty cache", folder), ("warm cache", folder)):
                     taken = time_start(options.weights_dir, precision, cache)
                     seconds.setdefault((precision, way), []).append(taken)
-    print("| MASKWELL_PRECISION | cache | seconds to ready, median | all |")
-    print("|---|---|---|---|")
+    lines = ["| MASKWELL_PRECISION | cache | seconds to ready, median | all |", "|---|---|---|---|"]
     for (precision, way), taken in seconds.items():
-        print(f"| {precision} | {way} | {statistics.median(taken):.2f} | {', '.join(f'{one:.2f}' for one in taken)} |")
+        each = ", ".join(f"{one:.2f}" for one in taken)
+        lines.append(f"| {precision} | {way} | {statistics.median(taken):.2f} | {each} |")
+    title = f"{machine()} OpenVINO {ov.__version__.split('-')[0]}."
+    report("start", [title, "", *lines], write=options.write)
 
 
 def time_start(weights_dir: Path, precision: str, cache: str) -> float:
     """Start the service, wait until it is ready, stop it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         "MASKWELL_PORT": str(port),
         "MASKWELL_WEIGHTS_DIR": str(weights_dir),

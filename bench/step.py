@@ -1,4 +1,4 @@
-"""Seconds a training step takes, on this machine: `python bench/step.py [--width 32] [--rounds 3]`.
+"""Seconds a training step takes, on this machine: `python bench/step.py [--width 32] [--rounds 3] [--write]`.
 
 As many pixels in each: one picture of 512 x 512 px as the plain loop takes it (NCHW, float32), or four crops of 256 px.
 Each way runs in a process of its own, and rounds go through all ways in turn, so that other work on the machine hits
@@ -12,22 +12,27 @@ import subprocess
 import sys
 import time
 
-# the first is the plain loop, the last but one what training does on a CPU
-WAYS = (
-    ("32-true", "plain"),
-    ("32-true", "channels_last"),
-    ("32-true", "crops"),
-    ("32-true", "crops, kept"),
-    ("bf16-mixed", "crops, kept"),
-)
+import torch
+from kit import machine, report
+
+# precision and way to what the table calls them; the last is what training does on a CPU with bfloat16, the last but
+# one on others
+WAYS = {
+    ("32-true", "plain"): "float32 | the plain loop: NCHW, batch 1",
+    ("32-true", "channels_last"): "float32 | channels_last",
+    ("32-true", "crops"): "float32 | channels_last, crops",
+    ("32-true", "crops, kept"): "float32 | channels_last, crops, kept",
+    ("bf16-mixed", "crops, kept"): "bfloat16 | channels_last, crops, kept",
+}
 
 
 def main() -> None:
-    """Print seconds a step, and how many times as quick as the first way each is."""
+    """Print a table of seconds a step, and of how many times as quick as the first way each is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
@@ -39,16 +44,16 @@ def main() -> None:
             command = [sys.executable, __file__, "--width", str(options.width), "--steps", str(options.steps)]
             done = subprocess.run([*command, "--way", *way], stdout=subprocess.PIPE, text=True, check=True)
             times[way] += [float(value) for value in done.stdout.split()]
-    first = statistics.median(times[WAYS[0]])
-    for way, taken in times.items():
-        median = statistics.median(taken)
-        print(f"{way[0]:10} {way[1]:14} {median:.3f} s a step, {first / median:.2f} times as quick as the plain loop")
+    medians = {way: statistics.median(taken) for way, taken in times.items()}
+    first = next(iter(medians.values()))
+    lines = ["| arithmetic | how | s a step | over the plain loop |", "|---|---|---|---|"]
+    lines += [f"| {WAYS[way]} | {median:.3f} | {first / median:.2f} |" for way, median in medians.items()]
+    title = f"Width {options.width}. {machine()} PyTorch {torch.__version__}."
+    report("step", [title, "", *lines], write=options.write)
 
 
 def time_steps(precision: str, way: str, *, width: int, steps: int) -> list[float]:
     """Seconds of each step but the first, which is slower."""
-    import torch
-
     from model.checkpoint import Architecture
     from training.losses import segmentation_loss
     from training.train import keep_freed_memory
