@@ -6,6 +6,7 @@ What it promises, each with a test:
 - Images take turns: one batch after another, a tile from each in order, so a small image never waits for a large one
   for more than one batch. A thread takes a further tile of an image under way only if no other image waits.
 - Tiles of one image are blended in order, whatever else was in the batch: the same bytes alone and in company.
+- An image whose tile cannot be read fails alone, and changes nothing for the others.
 - A pass that fails is tried again image by image, so that only the one to blame fails; one that finds no memory is
   tried again in halves.
 - An image that is withdrawn leaves the queue.
@@ -29,7 +30,7 @@ from app.errors import DeadlineExceededError, DrainingError, InferenceError, Not
 from model import Segmenter
 from model.runtime import Runtime
 from model.tiling import Stitcher
-from model.types import Batch, Logits
+from model.types import Batch, Logits, Planes
 
 logger = logging.getLogger("app.batcher")
 
@@ -306,14 +307,13 @@ class Batcher:
 
     def _attempt(self, picks: list[_Pick], *, alone: bool = False) -> None:
         """Run a batch; smaller ones where it fails. Each tile's image is told of its fate."""
-        picks = [pick for pick in picks if not pick.job.withdrawn and not pick.job.settled]
+        started_at = time.perf_counter()
+        picks, parts = self._read_tiles(picks)
         if not picks:
             return
         runtime = picks[0].job.segmenter.runtime
         tiles = runtime.batch_tiles
-        started_at = time.perf_counter()
         try:
-            parts = [pick.job.stitcher.tile(pick.index) for pick in picks]
             batch = np.stack(parts) if len(parts) > 1 else parts[0][None]
             logits = self._pass(runtime, batch, alone=alone)
         except MemoryError as error:
@@ -339,6 +339,26 @@ class Batcher:
             self._deliver(pick, tile_logits)
         with self._changed:
             self._observe(work_px)
+
+    def _read_tiles(self, picks: list[_Pick]) -> tuple[list[_Pick], list[Planes]]:
+        """Those whose image still waits and could be read, and their tiles; the others' images are told.
+
+        A tile may have to be read from a file: what goes wrong there is that image's alone, and says nothing of the
+        device.
+        """
+        read: list[tuple[_Pick, Planes]] = []
+        for pick in picks:
+            job = pick.job
+            if job.withdrawn or job.settled:
+                continue
+            try:
+                read.append((pick, job.stitcher.tile(pick.index)))
+            except MemoryError:
+                self._settle(job, OutOfMemoryError("the service has no memory for this image now"))
+            except Exception as error:
+                self._settle(job, error)
+        read = [(pick, tile) for pick, tile in read if not pick.job.settled]  # one may have failed at a later tile
+        return [pick for pick, _ in read], [tile for _, tile in read]
 
     def _pass(self, runtime: Runtime, batch: Batch, *, alone: bool) -> Logits:
         thread = threading.get_ident()

@@ -12,10 +12,13 @@ from app.admission import Reservation
 from app.batcher import AHEAD, Batcher
 from app.errors import DeadlineExceededError, DrainingError, InferenceError, NotReadyError, OutOfMemoryError
 from model.checkpoint import read_checkpoint
+from model.errors import ImageMemoryError, UndecodableImageError
+from model.images import open_image
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from model.types import Batch, Image, Logits
 from tests.e2e.kit import draw_cells, load_reference, write_weights
+from tests.files import by_tifffile
 
 
 class WatchedRuntime:
@@ -263,6 +266,43 @@ def test_out_of_memory_halves_the_batch_and_everyone_is_answered(weights: Path) 
 
     run(work, batch_wait_ms=5)
     assert segmenter.runtime.batch_tiles == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "answered"),
+    [(ImageMemoryError, OutOfMemoryError), (MemoryError, OutOfMemoryError), (UndecodableImageError, None)],
+)
+def test_a_tile_that_cannot_be_read_fails_its_image_alone_and_keeps_the_size_of_the_batches(
+    weights: Path, failure: type[Exception], answered: type[Exception] | None
+) -> None:
+    segmenter = make(weights, batch_tiles=8)
+    expected = load_reference(weights, batch_tiles=8).segment(draw_cells(300, 300)).probability.tobytes()
+    file = by_tifffile(draw_cells(500, 128), rowsperstrip=10)
+
+    async def work(batcher: Batcher) -> None:
+        with open_image(file, max_pixels=1 << 20) as source:
+            assert source.by_rows
+            whole, begun = segmenter.start(source), segmenter.start(source)
+            honest = source.read_rows
+
+            def fail_far_down(top: int, bottom: int) -> Image:
+                if top >= 200:
+                    raise failure("no room")
+                return honest(top, bottom)
+
+            room = Reservation(500 * 128, 500 * 128)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(source, "read_rows", fail_far_down)
+                answers = await asyncio.gather(
+                    batcher.infer(segmenter, whole, room, wait_s=600),
+                    infer(batcher, segmenter, draw_cells(300, 300)),
+                    return_exceptions=True,
+                )
+            assert (type(answers[0]), answers[1]) == (answered or failure, expected)
+            assert segmenter.runtime.batch_tiles == 8
+            await batcher.infer(segmenter, begun, room, wait_s=600)  # there is room again
+
+    run(work, batch_wait_ms=5)
 
 
 def test_no_memory_for_one_tile_is_said_to_each(weights: Path) -> None:
