@@ -60,16 +60,22 @@ def open_picture(data: bytes, selection: Selection, *, max_pixels: int) -> Conte
         n_frames = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)
     if n_frames > MAX_PLANES:
         raise ImageTooLargeError(f"{n_frames:,} frames; at most {MAX_PLANES:,}")
+    if kind == "PNG" and n_frames > 1 and _is_16_bit_png(data):
+        # Pillow cuts colour to 8 bits, and lays one frame over another by what is left of it
+        raise UndecodableImageError("an animated PNG of 16 bits is not read, of 8 bits it is; save it as TIFF")
     if selection.level:
         raise ImageError(f"level {selection.level}; a {kind} has level 0 alone")
     found = f"animated {kind}" if n_frames > 1 else kind
-    readings = _readings(n_frames, picture)
+    is_grey = _is_grey(picture, data)
+    readings = _readings(n_frames, is_grey)
     if selection.axes is not None and selection.axes.upper() not in readings:
         allowed = " or ".join(f"axes={axes}" for axes in readings)
         raise AmbiguousAxesError(f"axes={selection.axes}: a picture of kind {found} has {allowed}")
     letter = "" if n_frames == 1 else (selection.axes or "I")[0].upper()
     sizes = (n_frames,) if letter else ()
-    return Contents(kind, found, letter, sizes, _PictureStore(picture, kind, n_frames, data), full_axes=readings[0])
+    return Contents(
+        kind, found, letter, sizes, _PictureStore(picture, kind, n_frames, data, is_grey), full_axes=readings[0]
+    )
 
 
 def _describe(data: bytes) -> str:
@@ -81,9 +87,9 @@ def _describe(data: bytes) -> str:
 
 
 class _PictureStore:
-    def __init__(self, picture: PillowImage.Image, kind: str, n_frames: int, data: bytes) -> None:
+    def __init__(self, picture: PillowImage.Image, kind: str, n_frames: int, data: bytes, is_grey: bool) -> None:
         self._picture, self._kind, self._n_frames, self._data = picture, kind, n_frames, data
-        self._grey = _is_grey(picture)
+        self._grey = is_grey
 
     def shape(self, index: int) -> tuple[int, int, int]:
         samples = 1 if self._grey else 3
@@ -122,12 +128,14 @@ class _PictureStore:
         return np.ascontiguousarray(pixels)
 
 
-def _is_grey(picture: PillowImage.Image) -> bool:
+def _is_grey(picture: PillowImage.Image, data: bytes) -> bool:
+    if picture.format == "PNG" and _is_16_bit_png(data):
+        return data[25] in (0, 4)  # the colour type; Pillow calls grey with alpha RGBA
     return picture.mode in ("1", "L", "LA") or picture.mode.startswith(("I", "F"))
 
 
-def _readings(n_frames: int, picture: PillowImage.Image) -> tuple[str, ...]:
-    plane = "YX" if _is_grey(picture) else "YXS"
+def _readings(n_frames: int, is_grey: bool) -> tuple[str, ...]:
+    plane = "YX" if is_grey else "YXS"
     return (plane,) if n_frames == 1 else tuple(letter + plane for letter in "ITZC")
 
 

@@ -222,6 +222,11 @@ class ImageSource:
                 rows = self._store.read(index) if whole else self._store.read_rows(index, start, stop)
             if rows.shape[:2] != (stop - start, self.width):
                 raise UndecodableImageError(f"the plane holds {rows.shape[1]} x {rows.shape[0]} px, not as it says")
+            samples = 1 if rows.ndim == 2 else rows.shape[2]
+            if min(samples, 3) != min(self._samples, 3):  # alpha may be there or not: nothing looks at it
+                raise UndecodableImageError(
+                    f"the plane holds {samples} samples a pixel, not {self._samples} as it says"
+                )
             return rows
 
         with decoder_errors(WIDEST_PIXEL_BYTES * self.height * self.width):

@@ -262,3 +262,10 @@ def test_each_reading_that_is_offered_can_be_taken() -> None:
                 assert again.value.choices is not None
                 assert again.value.choices.channels > 1
             inspect_image(data, Selection(axes=axes, channel=channel), several=True)
+
+
+def test_a_plane_of_other_samples_than_its_header_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = by_tifffile(RGB, photometric="rgb")
+    monkeypatch.setattr("model.tiff._TiffStore.read", lambda *_: RGB[..., 0])
+    with open_image(data) as source, pytest.raises(UndecodableImageError, match="1 samples a pixel, not 3"):
+        source.read()
