@@ -303,7 +303,8 @@ class ImageSource:
     def _ways_out(self, several: bool) -> str:
         """How to say what is meant."""
         n = len(self._planes)
-        ways = [_say_page(n) + (", or all of them by page=all" if several else "")]
+        alike = len({self._store.shape(index) for index in self._planes.ravel().tolist()}) == 1
+        ways = [_say_page(n) + (", or all of them by page=all" if several and alike else "")]
         if "C" in self.axes:
             count = self.sizes[self.axes.index("C")]
             names = f" ({', '.join(self.channel_names)})" if self.channel_names else ""

@@ -111,7 +111,11 @@ def open_tiff(data: bytes, selection: Selection, *, max_pixels: int) -> Contents
     # Of the formats that spread an image over several files only what is in this one is read: a path that an upload
     # names is not to be opened.
     tiff = tifffile.TiffFile(io.BytesIO(data), _multifile=False, is_mmstack=False, is_ndtiff=False)
-    series = [_at_level(each, selection.level) for each in _main_series(tiff)]
+    main = _main_series(tiff)
+    doubtful = _doubtful_levels(main)
+    if selection.level == 0 and doubtful:  # who names another level says that it is a pyramid
+        main = _apart(main)
+    series = [_at_level(each, selection.level) for each in main]
     n_planes = sum(each.size // max(each.keyframe.imagelength * each.keyframe.imagewidth, 1) for each in series)
     if n_planes > MAX_PLANES:
         raise ImageTooLargeError(f"a TIFF of more than {MAX_PLANES:,} planes")
@@ -125,6 +129,11 @@ def open_tiff(data: bytes, selection: Selection, *, max_pixels: int) -> Contents
     found = f"TIFF with axes {first.axes} of shape {first.shape}"
     if len(series) > 1:
         found = f"TIFF with {len(series)} images"
+        if doubtful:
+            found += (
+                ", which may be the levels of a pyramid (page=0 is its full resolution, "
+                f"level={doubtful} a smaller one) or pictures of their own"
+            )
         store = _SeveralStores(opened, tiff)
         axes, sizes = "I", (sum(each.n_planes for each in opened),)
         if alike:
@@ -136,7 +145,7 @@ def open_tiff(data: bytes, selection: Selection, *, max_pixels: int) -> Contents
         sizes,
         store,
         full_axes=one.full_axes if len(series) == 1 else "",
-        pixel_size=_scale(_read_pixel_size(tiff), series[0], _main_series(tiff)[0]),
+        pixel_size=_scale(_read_pixel_size(tiff), series[0], main[0]),
         channel_names=_read_channel_names(tiff, sizes[axes.index("C")]) if "C" in axes else (),
     )
 
@@ -163,6 +172,29 @@ def _main_series(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     if not main:
         raise UndecodableImageError("the TIFF holds no image")
     return main
+
+
+def _doubtful_levels(main: Sequence[tifffile.TiffPageSeries]) -> int:
+    """The first level of a pyramid that may be none: a page of a size that fits, and that nothing else says; 0 if none.
+
+    Formats of slide scanners have rules of their own, and what lies below a page belongs to it.
+    """
+    for each in main:
+        for number, level in enumerate(each.levels):
+            if number and each.kind == "generic" and not (level.keyframe.is_subifd or level.keyframe.is_reduced):
+                return number
+    return 0
+
+
+def _apart(main: Sequence[tifffile.TiffPageSeries]) -> list[tifffile.TiffPageSeries]:
+    """Series of which those levels that nothing calls so are series of their own, in the order of the file."""
+    found = list(main)
+    for each in main:
+        doubtful = [level for level in each.levels[1:] if not (level.keyframe.is_subifd or level.keyframe.is_reduced)]
+        if each.kind == "generic":
+            each.levels[:] = [level for level in each.levels if level not in doubtful]
+            found += doubtful
+    return sorted(found, key=lambda each: each.keyframe.index)
 
 
 def _ome_pixels(tiff: tifffile.TiffFile) -> list[ElementTree.Element]:

@@ -38,6 +38,7 @@ FLOAT: Pixels = GREY16.astype(np.float32) / 65535
 DRAWN: Pixels = GREY.astype(np.uint16) * 200 + 7
 DRAWN3: Pixels = np.stack([DRAWN, DRAWN[::-1], DRAWN[:, ::-1]])
 RGB: Pixels = np.dstack([GREY, GREY[::-1], GREY[:, ::-1]])
+SQUARE: Pixels = np.tile(GREY, (2, 2))[:48, :48]
 RGBA: Pixels = np.dstack([RGB, GREY[::-1, ::-1]])
 RGB16: Pixels = np.dstack([GREY16, GREY16[::-1], GREY16[:, ::-1]])
 BITS: Pixels = RNG.integers(0, 2, GREY.shape).astype(bool)
@@ -90,6 +91,20 @@ def pyramid(*, sub: bool, flag: int = 1, **options: Any) -> bytes:
         writer.write(image, tile=(16, 16), subifds=2 if sub else None, metadata=None if not options else {})
         for step in (2, 4):
             writer.write(image[::step, ::step], tile=(16, 16), subfiletype=flag, metadata=None)
+    return buffer.getvalue()
+
+
+def shrinking() -> bytes:
+    smaller = [PillowImage.fromarray(SQUARE[::step, ::step].copy()) for step in (2, 4)]
+    return by_pillow(SQUARE, "TIFF", save_all=True, append_images=smaller)
+
+
+def slide() -> bytes:
+    """As Aperio's: no level is called one, and the second page is a thumbnail."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for pixels, tile in ((RGB, (16, 16)), (RGB[::3, ::3], None), (RGB[::2, ::2], (16, 16))):
+            writer.write(pixels, photometric="rgb", tile=tile, description=APERIO, metadata=None)
     return buffer.getvalue()
 
 
@@ -275,6 +290,13 @@ CASES: dict[str, Case] = {
     "pyramid below its page, level 2": case(lambda: pyramid(sub=True), STACK.reshape(-1, 56)[:48:4, :48:4], level=2),
     "pyramid of pages, level 1": case(lambda: pyramid(sub=False), STACK.reshape(-1, 56)[:48:2, :48:2], level=1),
     "pyramid of pages, level 3": case(lambda: pyramid(sub=False), "unsupported_image", level=3),
+    "pillow tiff of pages that shrink": case(shrinking, "ambiguous_axes"),
+    "pillow tiff of pages that shrink, the first": case(shrinking, SQUARE, page=0),
+    "pillow tiff of pages that shrink, the second": case(shrinking, SQUARE[::2, ::2], page=1),
+    "pillow tiff of pages that shrink, said to be a pyramid": case(shrinking, SQUARE[::4, ::4], level=2),
+    "tifffile pages that shrink": case(lambda: pyramid(sub=False, flag=0), "ambiguous_axes"),
+    "tifffile pages that shrink, the last": case(lambda: pyramid(sub=False, flag=0), STACK.reshape(-1, 56)[:48:4, :48:4], page=2),
+    "slide scanner, its levels": case(slide, RGB[::2, ::2], level=1),
     "slide scanner": tiff(RGB, RGB, photometric="rgb", tile=(16, 16), description=APERIO, metadata=None),
     # by hand, after the descriptions of these formats
     "lsm": case(lambda: lsm(GREY[None, None], scan=0, sizes={}, voxel_um=(1, 1, 1)), GREY),

@@ -269,3 +269,16 @@ def test_a_plane_of_other_samples_than_its_header_says_is_refused(monkeypatch: p
     monkeypatch.setattr("model.tiff._TiffStore.read", lambda *_: RGB[..., 0])
     with open_image(data) as source, pytest.raises(UndecodableImageError, match="1 samples a pixel, not 3"):
         source.read()
+
+
+def test_pages_that_may_be_a_pyramid_are_refused_with_both_readings() -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for step in (1, 2):
+            writer.write(STACK[0, 0, 0, ::step, ::step], metadata=None)
+    words = (
+        r"2 images, which may be the levels of a pyramid \(page=0 .* level=1 .*\) or pictures of their own: 2 planes"
+    )
+    with pytest.raises(AmbiguousAxesError, match=words) as caught, open_image(buffer.getvalue(), several=True):
+        pass
+    assert "page=all" not in str(caught.value)  # of two sizes they do not go into one answer
