@@ -1,9 +1,10 @@
-"""How the score changes with what users send: blur, noise, inverted contrast, magnification, exposure, JPEG, tint.
+"""How the score changes with what users send: blur, noise, inverted contrast, magnification, exposure, JPEG, colour.
 
-    python bench/robustness.py DATA --only docs/splits/dsb2018.txt [--weights weights/best_model.pth]
+    python bench/robustness.py DATA --only docs/splits/dsb2018.txt [--weights W.pth] [--changes stained]
 
 DATA has image/ and instances/. Prints, for each change of the same images, the mean Dice and AP at IoU 0.5, and, for
-crops without a cell and for pictures of other things, the part of the pixels that is taken for cells.
+crops without a cell and for pictures of other things, the part of the pixels that is taken for cells. With --changes
+only those whose names begin so, beside the images as they are.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import skimage.data
+from skimage.color import hed2rgb
 from tqdm import tqdm
 
 from model.metrics import average_precision, dice, match_counts
@@ -23,6 +25,9 @@ from training.data import find_pairs
 
 Change = Callable[[npt.NDArray[np.float32], Labels, np.random.Generator], tuple[Image, Labels]]
 CROP_PX = 96
+UNCHANGED = "as they are"
+# Optical densities of the brightest nucleus and of the ground, in scikit-image's units: violet on pink.
+HEMATOXYLIN, EOSIN = 0.09, 0.025
 # They come with scikit-image's package, without a download.
 OTHER_THINGS = ("brick", "camera", "coins", "grass", "gravel", "page", "text", "clock", "moon", "checkerboard")
 
@@ -33,14 +38,22 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", type=Path, required=True, help="file of image names, a line each")
     parser.add_argument("--weights", type=Path, default=Path("weights/best_model.pth"))
+    parser.add_argument("--changes", nargs="+", help="only those whose names begin so, and no pictures without cells")
     options = parser.parse_args()
+    chosen = dict(CHANGES)
+    if options.changes:
+        wanted = tuple(options.changes)
+        chosen = {name: change for name, change in CHANGES.items() if name == UNCHANGED or name.startswith(wanted)}
+        for start in wanted:
+            if not any(name.startswith(start) for name in CHANGES):
+                parser.error(f"no change begins with {start!r}; there are {', '.join(CHANGES)}")
     names = set(options.only.read_text().split())
     segmenter = load_segmenter(options.weights, precision="fp32")
     read = [pair.read() for pair in find_pairs(options.data) if pair.name in names]
 
     print(f"{len(read)} images; Dice and AP at IoU 0.5, and the change of the Dice")
     first = None
-    for name, change in CHANGES.items():
+    for name, change in chosen.items():
         dices, counts = [], np.zeros(3, dtype=int)
         for index, (image, labels) in enumerate(tqdm(read, desc=name, leave=False, disable=None)):
             changed, truth = change(to_unit(image), labels, np.random.default_rng(index))
@@ -52,6 +65,8 @@ def main() -> None:
         ap = average_precision((int(counts[0]), int(counts[1]), int(counts[2])))
         print(f"{name:34} {score:.3f}  {ap:.3f}  {score - first:+.3f}", flush=True)
 
+    if options.changes:
+        return
     empty = [crop for image, labels in read for crop in empty_crops(image, labels)]
     parts = [float(segmenter.segment(crop).mask().mean()) for crop in empty]
     clean = sum(part == 0 for part in parts)
@@ -138,6 +153,18 @@ def tinted(pixels: npt.NDArray[np.float32], labels: Labels, _: np.random.Generat
     return to_bytes(colour * gains), labels
 
 
+def stained(pixels: npt.NDArray[np.float32], labels: Labels, _: np.random.Generator) -> tuple[Image, Labels]:
+    """What shines becomes hematoxylin over a ground of eosin; grey pictures on dark ground only, others stay."""
+    grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
+    coloured = pixels.ndim == 3 and float(np.ptp(pixels, axis=2).max()) > 0
+    if coloured or np.median(grey) > 0.5:
+        return to_bytes(pixels), labels
+    low = np.percentile(grey, 1)
+    nuclei = np.clip((grey - low) / span(grey), 0, 1)
+    stains = np.stack([HEMATOXYLIN * nuclei, np.full_like(nuclei, EOSIN), np.zeros_like(nuclei)], axis=2)
+    return to_bytes(hed2rgb(stains).astype(np.float32)), labels
+
+
 def empty_crops(image: Image, labels: Labels) -> list[Image]:
     """Squares of a grid in which the truth has no cell."""
     ys, xs = (range(0, side - CROP_PX + 1, CROP_PX) for side in labels.shape)
@@ -146,7 +173,7 @@ def empty_crops(image: Image, labels: Labels) -> list[Image]:
 
 
 CHANGES: dict[str, Change] = {
-    "as they are": lambda pixels, labels, _: (to_bytes(pixels), labels),
+    UNCHANGED: lambda pixels, labels, _: (to_bytes(pixels), labels),
     "blur, sigma 1 px": blurred(1),
     "blur, sigma 2 px": blurred(2),
     "noise, 5 % of the span": noisy(0.05),
@@ -158,6 +185,7 @@ CHANGES: dict[str, Change] = {
     "JPEG, quality 15": compressed(15),
     "another tint": tinted,
     "inverted": inverted,
+    "stained, as H&E": stained,
 }
 
 
