@@ -5,6 +5,7 @@ import asyncio
 import glob
 import itertools
 import os
+import re
 import secrets
 import sys
 from collections import Counter
@@ -22,6 +23,9 @@ IMAGE_SUFFIXES = (
     ".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk", ".svs",
 )  # fmt: skip
 JOBS = 4
+# Names that results get beside their images (_name_result), without suffix.
+_RESULT = re.compile(rf"(?P<image>.+)_(?:{'|'.join(get_args(Output))})(?:_p(?:all|[0-9]+))?(?:_c(?:[^\W_]|-)*)?")
+_LOOKED_FOR = f", but for results of earlier runs; looked for {', '.join(IMAGE_SUFFIXES)}"
 # Refusals of the request, whatever the file is.
 ALIKE_FOR_ALL = ("invalid_parameter", "unknown_model", "key_required")
 KEY_VARIABLE = "MASKWELL_KEY"
@@ -63,10 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    kind = options.output if options.page is None else f"{options.output}_p{options.page}"
-    if options.channel is not None:  # names of channels may hold anything
-        kind += "_c" + "".join(char if char.isalnum() else "-" for char in options.channel)
-    tasks = _plan(options.files, options.out, kind)
+    tasks = _plan(options.files, options.out, _name_result(options))
     todo = tasks if options.overwrite else [task for task in tasks if not _is_done(task)]
     if len(todo) < len(tasks):
         print(f"{len(tasks) - len(todo)} of {len(tasks)} results are there already (--overwrite)", file=sys.stderr)
@@ -81,6 +82,14 @@ def _segment(options: argparse.Namespace) -> int:
     failed = asyncio.run(_segment_all(todo, options))
     print(f"{len(todo) - failed} of {len(todo)} images segmented", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _name_result(options: argparse.Namespace) -> str:
+    """What the name of a result adds to that of its image."""
+    kind: str = options.output if options.page is None else f"{options.output}_p{options.page}"
+    if options.channel is not None:  # names of channels may hold anything
+        kind += "_c" + "".join(char if char.isalnum() else "-" for char in options.channel)
+    return kind
 
 
 async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> int:
@@ -165,23 +174,17 @@ def _write(path: Path, data: bytes) -> None:
 
 def _plan(files: Sequence[Path], out: Path | None, kind: str) -> list[_Task]:
     tasks = []
-    beside = None if out is None else out.resolve()
     for path in files:
         if not path.exists() and glob.has_magic(str(path)):  # a pattern that no shell has spelt out
             start = _fixed_part(path)
-            found = [file for file in sorted(start.glob(str(path.relative_to(start)))) if _is_image(file)]
+            found = _without_results(sorted(start.glob(str(path.relative_to(start)))), start, out)
             if not found:
-                raise ClientError(f"{path} matches no images; looked for {', '.join(IMAGE_SUFFIXES)}")
+                raise ClientError(f"{path} matches no images{_LOOKED_FOR}")
             tasks += [_task(file, (out / file.relative_to(start)) if out else file, kind) for file in found]
         elif path.is_dir():
-            found = [file for file in sorted(path.rglob("*")) if _is_image(file)]
-            # results of an earlier run beside their images are no images
-            results = {file.with_name(f"{file.stem}_{kind}") for file in found for kind in get_args(Output)}
-            found = [file for file in found if file.with_suffix("") not in results]
-            if beside is not None and beside != path.resolve():  # nor are those in a folder of results within
-                found = [file for file in found if beside not in file.resolve().parents]
+            found = _without_results(sorted(path.rglob("*")), path, out)
             if not found:
-                raise ClientError(f"{path} holds no images; looked for {', '.join(IMAGE_SUFFIXES)}")
+                raise ClientError(f"{path} holds no images{_LOOKED_FOR}")
             # folders below keep their place in the folder of results
             tasks += [_task(file, (out / file.relative_to(path)) if out else file, kind) for file in found]
         elif path.is_file():
@@ -194,7 +197,10 @@ def _plan(files: Sequence[Path], out: Path | None, kind: str) -> list[_Task]:
     inputs = {task.image.resolve().with_suffix("") for task in tasks}
     overwritten = next((task.stem for task in tasks if task.stem.resolve() in inputs), None)
     if overwritten:
-        raise ClientError(f"{overwritten}.* is an input and would be taken for a result; say --out")
+        raise ClientError(
+            f"{overwritten}.* is an input and would be taken for a result; say --out, or name the folder, "
+            "or the pattern in quotes, which leave results out"
+        )
     return tasks
 
 
@@ -206,6 +212,23 @@ def _fixed_part(pattern: Path) -> Path:
     """The folder that all matches lie in: folders below it keep their place in the folder of results."""
     parts = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     return Path(*parts)
+
+
+def _without_results(files: Sequence[Path], root: Path, out: Path | None) -> list[Path]:
+    """The images among files found below `root`: no results of earlier runs, be they beside them or in `out` below."""
+    images = [file for file in files if _is_image(file)]
+    if out is not None and root.resolve() in out.resolve().parents:
+        images = [file for file in images if out.resolve() not in file.resolve().parents]
+    stems: dict[Path, set[str]] = {}  # of the images in a folder, be they asked for or not
+
+    def is_result(file: Path) -> bool:
+        if not (match := _RESULT.fullmatch(file.stem)):
+            return False
+        if file.parent not in stems:
+            stems[file.parent] = {other.stem for other in file.parent.iterdir() if _is_image(other)}
+        return match["image"] in stems[file.parent]
+
+    return [file for file in images if not is_result(file)]
 
 
 def _is_image(path: Path) -> bool:

@@ -370,6 +370,57 @@ def test_results_within_the_folder_of_images_are_no_images_either(server: Server
     assert len(results(tmp_path)) == 4
 
 
+@pytest.mark.parametrize(
+    ("pattern", "options", "ending"),
+    [
+        ("", ("--page", "0"), "_mask_p0.png"),
+        ("", ("--channel", "mean"), "_mask_cmean.png"),
+        ("", ("--page", "0", "--channel", "0", "--format", "tiff"), "_mask_p0_c0.tif"),
+        ("*.png", (), "_mask.png"),
+        ("**/*.png", (), "_mask.png"),
+        ("00*.png", ("--page", "0"), "_mask_p0.png"),
+    ],
+)
+def test_the_same_command_again_does_nothing_and_another_output_takes_no_result_for_an_image(
+    server: ServerProcess, tmp_path: Path, pattern: str, options: tuple[str, ...], ending: str
+) -> None:
+    for index in range(2):
+        (tmp_path / f"{index:03d}.png").write_bytes(to_png(GREY))
+    command = ["segment", str(tmp_path / pattern), "--url", server.url, *options]
+    names = {f"{index:03d}{end}" for index in range(2) for end in (".png", ending)}
+    for _ in range(2):
+        assert main(command) == 0
+        assert set(results(tmp_path)) == names
+    for path in (str(tmp_path), str(tmp_path / "*")):
+        assert main(["segment", path, "--output", "labels", "--url", server.url]) == 0
+        assert set(results(tmp_path)) == names | {"000_labels.png", "001_labels.png"}
+
+
+def test_results_in_a_folder_below_a_pattern_are_no_images(server: ServerProcess, tmp_path: Path) -> None:
+    make_images(tmp_path, 2)
+    for output in ("mask", "mask", "labels"):
+        command = ["segment", str(tmp_path / "**" / "*.png"), "--out", str(tmp_path / "out"), "--url", server.url]
+        assert main([*command, "--output", output]) == 0
+    assert len(results(tmp_path)) == 2 + 4
+    # and where the images lie below the folder of results, they are images
+    make_images(tmp_path / "out" / "more", 1)
+    more = str(tmp_path / "out" / "more")
+    assert main(["segment", more, "--out", str(tmp_path / "out"), "--url", server.url]) == 0
+    assert (tmp_path / "out" / "plate0" / "000_mask.png").is_file()
+
+
+def test_a_name_like_a_result_s_is_an_image_where_its_image_is_not_there_or_it_is_named_itself(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "a_mask_p0.png").write_bytes(to_png(GREY))
+    assert main(["segment", str(tmp_path), "--url", server.url]) == 0
+    assert set(results(tmp_path)) == {"a_mask_p0.png", "a_mask_p0_mask.png"}
+    (tmp_path / "a.png").write_bytes(to_png(GREY))
+    named = str(tmp_path / "a_mask_p0.png")
+    assert main(["segment", named, "--output", "labels", "--url", server.url]) == 0
+    assert (tmp_path / "a_mask_p0_labels.png").is_file()
+
+
 def test_an_input_is_never_taken_for_a_result(
     server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
