@@ -99,14 +99,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         for key, value in scores.cells.ap.items():
             print(f"AP at IoU {key}: {value:.4f}  mean over images {scores.cells.ap_per_image[key]:.4f}")
         print(f"AJI {scores.cells.aji:.4f}  PQ {scores.cells.pq:.4f}")
+        if scores.cells.v_info is not None:
+            print(f"V_info {scores.cells.v_info:.4f}  adapted Rand error {scores.cells.adapted_rand_error:.4f}")
     if scores.regions is not None:
         for name, value in vars(scores.regions).items():
             print(f"{name} {value:.4f}")
     for name, look in scores.looks.items():
         ap = f"  AP at IoU 0.5: {look['ap']['0.5']:.4f}" if "ap" in look else ""
         print(f"{name}: {look['n_images']} images  Dice {look['dice']:.4f}{ap}")
-    for image in sorted(scores.images, key=lambda image: image.dice)[:5]:
-        print(f"worst: {image.name} Dice {image.dice:.4f}")
+    for image in (scores.images[index] for index in scores.worst[:5]):
+        regions = "" if image.v_rand is None or scores.regions is None else f" V_rand {image.v_rand:.4f}"
+        print(f"worst: {image.name} Dice {image.dice:.4f}{regions}")
     return 0
 
 
