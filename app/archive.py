@@ -2,7 +2,8 @@
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
 from app.schemas import FileProblem
@@ -47,10 +48,28 @@ def to_unique_stems(names: Iterable[str]) -> list[str]:
     return stems
 
 
-def write_archive(results: Sequence[tuple[str, bytes]], problems: Sequence[FileProblem]) -> bytes:
-    """A zip of results by name; `errors.json` where there were problems."""
-    files = dict(results)
+@dataclass(frozen=True)
+class Entry:
+    """A result in the zip.
+
+    Attributes:
+        name: safe, and unlike all others.
+        body: the file.
+        provenance: what a single answer says in its headers, by their names; becomes the entry's comment.
+    """
+
+    name: str
+    body: bytes
+    provenance: Mapping[str, str]
+
+
+def write_archive(
+    results: Sequence[Entry], problems: Sequence[FileProblem], provenance: Mapping[str, str] | None = None
+) -> bytes:
+    """A zip of results; `errors.json` where there were problems; the provenance of all as its comment."""
+    files = {entry.name: entry.body for entry in results}
+    comments = {entry.name: entry.provenance for entry in results}
     if problems:
         listed = [problem.model_dump(mode="json", exclude_none=True) for problem in problems]
         files["errors.json"] = json.dumps(listed, indent=2, ensure_ascii=False).encode()
-    return write_zip(files)
+    return write_zip(files, provenance, comments)

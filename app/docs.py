@@ -54,7 +54,7 @@ RESULT_HEADERS = {
     },
     "X-Quality": {
         "description": "`ok`, or signs that the answer may not be trusted, by commas: saturated, out_of_focus, empty, "
-        "low_confidence, unusual_intensity. A batch has none.",
+        "low_confidence, unusual_intensity. Of a batch those of any file; each has its own in its entry's comment.",
         "schema": {"type": "string"},
     },
     "Server-Timing": {"description": "queue, decode, infer and encode, in ms.", "schema": {"type": "string"}},
@@ -133,7 +133,8 @@ SEGMENT_ANSWERS: Answers = {
 }  # fmt: skip
 BATCH_ANSWERS: Answers = {
     200: {
-        "description": "A zip with `NAME_OUTPUT.SUFFIX` for each file, and `errors.json` if some were refused.",
+        "description": "A zip with `NAME_OUTPUT.SUFFIX` for each file, and `errors.json` if some were refused. The "
+        "comment of each entry has the file's X-Quality, X-Pixel-Size-Um and what made it, a line `name=value` each.",
         "headers": RESULT_HEADERS,
         "content": {"application/zip": BINARY},
     },

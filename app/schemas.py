@@ -86,7 +86,8 @@ class SegmentQuery(ImageQuery):
         description="`mask`: 8-bit grey PNG, 0 and 255. `probability`: 16-bit PNG, 65535 is 1. `labels`: 16-bit PNG, "
         "one integer a cell, 0 is background; a 32-bit TIFF above 65,535 cells. `overlay`: RGB PNG with outlines. "
         "`geojson`: a FeatureCollection for QuPath, a polygon a cell. `rois`: a RoiSet.zip for ImageJ. `table`: a CSV, "
-        "a row a cell. `all`: a zip of all of these. `view`: a zip of what shows the cells, the image in 8 bits, mask, "
+        "a row a cell, so its heading alone where there is none. `all`: a zip of all of these, and `summary.json` with "
+        "the number of cells. `view`: a zip of what shows the cells, the image in 8 bits, mask, "
         "probability and labels. The numbers of the cells are the same in each. Of several planes the pictures are "
         "multi-page TIFF, the others say for each cell which plane it is in, and `view` is refused.",
     )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from app.admission import Admission, Reservation
-from app.archive import to_unique_stems, write_archive
+from app.archive import Entry, to_unique_stems, write_archive
 from app.batcher import Batcher
 from app.errors import DeadlineExceededError, RequestError, UploadTooLargeError, WeightsRefusedError, to_problem
 from app.keys import KeyRing
@@ -41,6 +41,8 @@ T = TypeVar("T")
 SMALL_PART = 16
 # Images beyond this are read row by row as their tiles are run, where the file allows it, and never decoded as a whole.
 BY_ROWS_PX = 1 << 24
+# How often the keys file is looked at, in seconds, unless weights are looked for more often.
+KEYS_POLL_S = 2.0
 # Files of one batch under way at a time: it keeps the engine busy and leaves turns to the others.
 BATCH_WINDOW = 4
 
@@ -69,12 +71,14 @@ class Result:
         media_type: of the body.
         provenance: what made it and whether to trust it, by header name; the former also inside the file.
         timing: where the time went; of a batch, the sum over its files.
+        quality: the signs that `provenance` tells of; of a batch, those of any file.
     """
 
     body: bytes
     media_type: str
     provenance: dict[str, str]
     timing: Timing
+    quality: tuple[Flag, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,13 +145,13 @@ class Service:
         works = [self._sample()] if self.metrics.shared else []
         if self.settings.reload_poll_s > 0:
             works.append(self.registry.watch())
-            if self.settings.keys_file is not None:
-                works.append(self._watch_keys())
+        if self.settings.keys_file is not None:
+            works.append(self._watch_keys())
         return works
 
     async def _watch_keys(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.reload_poll_s)
+        while True:  # also where nobody looks for weights: a key that was taken away must not live on
+            await asyncio.sleep(min(self.settings.reload_poll_s or KEYS_POLL_S, KEYS_POLL_S))
             self.keys.refresh()
 
     async def _sample(self) -> None:
@@ -240,18 +244,21 @@ class Service:
                     group.create_task(process(index))
             stems = to_unique_stems(upload.name for upload in uploads)
             entries = [
-                (f"{stems[index]}_{query.output}{SUFFIXES[results[index].media_type]}", results[index].body)
-                for index in sorted(results)
+                Entry(f"{stems[index]}_{query.output}{SUFFIXES[result.media_type]}", result.body, result.provenance)
+                for index, result in sorted(results.items())
             ]
             listed = [_to_file_problem(uploads[index].name, index, problems[index]) for index in sorted(problems)]
             for item in listed:
                 self.metrics.files_refused.labels(item.problem.code).inc()
             started_at = time.perf_counter()
-            body = await self._large.run(write_archive, entries, listed)
+            provenance = _provenance(model, _threshold(query, model))
+            body = await self._large.run(write_archive, entries, listed, {"Software": "Maskwell", **provenance})
             current_notes().add_stage("encode", time.perf_counter() - started_at)
             timing = sum((result.timing for result in results.values()), Timing())
             timing += Timing(encode=time.perf_counter() - started_at)
-        return Result(body, "application/zip", _provenance(model, _threshold(query, model)), timing)
+        flags = in_order(flag for result in results.values() for flag in result.quality)
+        said = {**provenance, QUALITY: describe_quality(flags)} if results else provenance
+        return Result(body, "application/zip", said, timing, flags)
 
     async def preview(self, upload: Upload, query: PreviewQuery) -> Result:
         """The picture in 8 bits, as a browser can show it; the network is not asked.
@@ -343,7 +350,7 @@ class Service:
         for flag in encoded.quality:
             self.metrics.quality_flags.labels(model.name, flag).inc()
         headers = {**encoded.provenance, QUALITY: describe_quality(encoded.quality)}
-        return Result(encoded.body, encoded.media_type, headers, timing)
+        return Result(encoded.body, encoded.media_type, headers, timing, encoded.quality)
 
     async def _process_planes(
         self,
@@ -508,5 +515,5 @@ def _work_px(model: Model, header: ImageHeader) -> int:
 def _to_file_problem(name: str, index: int, error: Exception) -> FileProblem:
     if not isinstance(error, RequestError | SegmentationError):
         logger.error("unforeseen error on file %d of a batch", index, exc_info=error)
-    problem, _ = to_problem(error, request_id="")
+    problem, _ = to_problem(error, current_notes().request_id)
     return FileProblem(file=name, index=index, problem=problem)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ def encode_output(
     }
     if max(labels.shape) <= MAX_ROI_SIDE_PX:  # beyond, ImageJ could not say where they are
         parts["rois.zip"] = encode_rois(outlines, labels.shape, text)
+    facts = [_describe_plane({}, labels.shape, len(outlines), segmentation.quality())]
+    parts["summary.json"] = _encode_summary(facts, text)
     return write_zip(parts, text), "application/zip"
 
 
@@ -167,8 +170,8 @@ def join_planes(
     """Write one output of a stack. Cells are numbered in each plane by itself.
 
     Pictures become a multi-page TIFF that ImageJ opens as a hyperstack. Outlines say their plane in the way of QuPath,
-    regions in that of ImageJ, and the table has the columns `plane`, which is what `page` counts, and `t`, `z`, `c`
-    where the axes are known.
+    regions in that of ImageJ, and the table has the columns `plane`, which is what `page` counts, `n_planes`, and `t`,
+    `z`, `c` where the axes are known. Planes without cells have no row there; in `all` the summary has each plane.
 
     Args:
         output: one that several planes can have, so not `view`.
@@ -198,6 +201,11 @@ def join_planes(
     if output == "rois" or (output == "all" and max(shape) <= MAX_ROI_SIDE_PX):  # beyond, ImageJ has no numbers
         files["rois.zip"] = _encode_rois(outlines, shape, places, text)
     if output == "all":
+        facts = [
+            _describe_plane(_place(index, axes, sizes), plane.shape, len(plane.outlines or []), plane.quality)
+            for index, plane in enumerate(planes)
+        ]
+        files["summary.json"] = _encode_summary(facts, text)
         return write_zip(files, text), "application/zip"
     [(name, data)] = files.items()
     return data, {"cells.geojson": "application/geo+json", "table.csv": "text/csv", "rois.zip": "application/zip"}[name]
@@ -337,10 +345,31 @@ def _with_plane(
     """The table with columns before it that say which plane it is of."""
     if not axes:
         return dict(table)
-    place = dict(zip(axes, np.unravel_index(plane, sizes), strict=True))
-    where = {"plane": plane, **{axis.lower(): int(place[axis]) for axis in "TZC" if axis in place}}
+    where = _place(plane, axes, sizes)
+    # planes without cells have no row: how many there are has to be said by the others
+    where = {"plane": where.pop("plane"), "n_planes": math.prod(sizes), **where}
     count = len(table["label"])
     return {**{name: np.full(count, value) for name, value in where.items()}, **table}
+
+
+def _place(plane: int, axes: str, sizes: tuple[int, ...]) -> dict[str, int]:
+    """Where a plane lies: `plane`, and `t`, `z`, `c` where the axes are known; empty without axes."""
+    if not axes:
+        return {}
+    place = dict(zip(axes, np.unravel_index(plane, sizes), strict=True))
+    return {"plane": plane, **{axis.lower(): int(place[axis]) for axis in "TZC" if axis in place}}
+
+
+def _describe_plane(
+    place: Mapping[str, int], shape: tuple[int, ...], n_cells: int, quality: Sequence[Flag]
+) -> dict[str, int | str]:
+    size = {"width_px": shape[1], "height_px": shape[0]}
+    return {"plane": 0, **place, **size, "cells": n_cells, "quality": describe_quality(quality)}
+
+
+def _encode_summary(planes: Sequence[Mapping[str, int | str]], text: Mapping[str, str]) -> bytes:
+    """What a table cannot say, for it has a row a cell: of every plane, also one without cells, how many it has."""
+    return json.dumps({"planes": planes, "provenance": dict(text)}, indent=1).encode()
 
 
 def _write_csv(tables: Sequence[Mapping[str, npt.NDArray[Any]]], text: Mapping[str, str] | None) -> bytes:
@@ -372,18 +401,33 @@ def _mean_intensity(labels: Labels, plane: npt.NDArray[Any]) -> npt.NDArray[np.f
     return means
 
 
-def write_zip(files: Mapping[str, bytes], text: Mapping[str, str] | None = None) -> bytes:
-    """A zip with these files in this order; the text as its comment. What is compressed already is stored."""
+def write_zip(
+    files: Mapping[str, bytes],
+    text: Mapping[str, str] | None = None,
+    comments: Mapping[str, Mapping[str, str]] | None = None,
+) -> bytes:
+    """A zip with these files in this order. What is compressed already is stored.
+
+    Args:
+        files: by name.
+        text: becomes its comment, a line `key=value` an entry.
+        comments: likewise of single files, by name.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.comment = "\n".join(f"{key}={value}" for key, value in (text or {}).items()).encode()
+        archive.comment = _to_comment(text or {})
         for name, data in files.items():
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.external_attr = 0o644 << 16
             plain = name.endswith((".geojson", ".csv", ".json", ".roi"))
             entry.compress_type = zipfile.ZIP_DEFLATED if plain else zipfile.ZIP_STORED
+            entry.comment = _to_comment((comments or {}).get(name, {}))
             archive.writestr(entry, data)
     return buffer.getvalue()
+
+
+def _to_comment(text: Mapping[str, str]) -> bytes:
+    return "\n".join(f"{key}={value}" for key, value in text.items()).encode()
 
 
 def _geometry(outline: Outline) -> dict[str, Any]:

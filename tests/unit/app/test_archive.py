@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.archive import to_safe_stem, to_unique_stems, write_archive
+from app.archive import Entry, to_safe_stem, to_unique_stems, write_archive
 from app.schemas import FileProblem, Problem
 
 NASTY = st.text(
@@ -62,15 +62,18 @@ def test_duplicates_are_numbered_and_the_first_keeps_its_name() -> None:
 def test_an_archive_holds_the_results_and_the_problems_and_no_date() -> None:
     problem = Problem(type="t", title="t", status=415, code="c", detail="ä", request_id="")
     problems = [FileProblem(file="x", index=1, problem=problem)]
-    data = write_archive([("ä_mask.png", b"1"), ("b_mask.png", b"2")], problems)
-    assert data == write_archive([("ä_mask.png", b"1"), ("b_mask.png", b"2")], problems)
+    entries = [Entry("ä_mask.png", b"1", {"X-Quality": "ok"}), Entry("b_mask.png", b"2", {})]
+    data = write_archive(entries, problems, {"X-Model": "größe"})
+    assert data == write_archive(entries, problems, {"X-Model": "größe"})
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.namelist() == ["ä_mask.png", "b_mask.png", "errors.json"]
         assert archive.read("b_mask.png") == b"2"
+        assert [entry.comment for entry in archive.infolist()] == [b"X-Quality=ok", b"", b""]
+        assert archive.comment.decode() == "X-Model=größe"
         assert json.loads(archive.read("errors.json"))[0]["problem"]["detail"] == "ä"
         assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o644}
 
 
 def test_without_problems_there_is_no_list_of_them() -> None:
-    with zipfile.ZipFile(io.BytesIO(write_archive([("a", b"1")], []))) as archive:
+    with zipfile.ZipFile(io.BytesIO(write_archive([Entry("a", b"1", {})], []))) as archive:
         assert archive.namelist() == ["a"]

@@ -16,7 +16,7 @@ from app.keys import make_key
 from app.main import create_app
 from app.routes.page import STATIC
 from app.settings import Settings
-from tests.e2e.kit import draw_cells, to_png
+from tests.e2e.kit import draw_cells, to_png, wait_for
 
 IMAGE = to_png(draw_cells(60, 80))
 ALICE, ALICE_LINE = make_key("alice", "user")
@@ -59,6 +59,20 @@ def test_every_route_wants_a_key_but_those_that_are_named_as_open(locked: TestCl
         assert answer.headers["x-request-id"] == answer.json()["request_id"]
     for path in ("/", "/sample.png", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"):
         assert locked.get(path).status_code == 200, path
+
+
+def test_a_key_that_is_taken_out_of_the_file_is_locked_out_also_where_nobody_looks_for_weights(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.service.KEYS_POLL_S", 0.01)
+    file = tmp_path / "keys"
+    file.write_text(f"{ALICE_LINE}\n{BOSS_LINE}\n")
+    with TestClient(build(tiny_weights, keys_file=file)) as client:  # reload_poll_s is 0
+        assert post(client, X_API_Key=ALICE).status_code == 200
+        (tmp_path / "part").write_text(f"{BOSS_LINE}\n")
+        (tmp_path / "part").replace(file)
+        wait_for(lambda: client.get("/health", headers={"X-API-Key": ALICE}).status_code == 401)
+        assert post(client, X_API_Key=BOSS).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -22,6 +23,7 @@ from app.service import Service
 from app.settings import Settings
 from model.images import open_image
 from tests.e2e.kit import ROOT, draw_cells, promise_png, to_png, wait_for
+from tests.files import by_tifffile
 
 IMAGE = to_png(draw_cells(60, 80))
 
@@ -110,13 +112,39 @@ def test_an_unforeseen_error_on_one_file_of_a_batch_spares_the_others(
 
     monkeypatch.setattr("app.service.open_image", fail_for_wide)
     files = [("files", ("a.png", IMAGE)), ("files", ("b.png", to_png(draw_cells(60, 81))))]
-    answer = client.post("/segment/batch", files=files)
+    answer = client.post("/segment/batch", files=files, headers={"X-Request-ID": "r-2"})
     assert answer.status_code == 200
     archive = zipfile.ZipFile(io.BytesIO(answer.content))
     assert archive.namelist() == ["a_mask.png", "errors.json"]
     problems = archive.read("errors.json")
-    assert [item["problem"]["code"] for item in json.loads(problems)] == ["internal_error"]
+    [problem] = [item["problem"] for item in json.loads(problems)]
+    assert (problem["code"], problem["request_id"]) == ("internal_error", "r-2")
     assert b"secret" not in problems
+
+
+def test_a_batch_says_of_each_file_what_a_single_answer_says_of_it(client: TestClient) -> None:
+    sized = by_tifffile(draw_cells(60, 80), imagej=True, resolution=(4, 4), metadata={"unit": "um"})
+    files = [
+        ("files", ("a.png", IMAGE)),
+        ("files", ("b.tif", sized)),
+        ("files", ("c.png", to_png(np.zeros((9, 9), np.uint8)))),
+    ]
+    query = {"min_area_px": 30}
+    answer = client.post("/segment/batch", files=files, params=query)
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    flags = set()
+    for entry, (_, (name, data)) in zip(archive.infolist(), files, strict=True):
+        single = client.post("/segment", files={"file": (name, data)}, params=query).headers
+        said = dict(line.split("=", 1) for line in entry.comment.decode().splitlines())
+        assert said == {key.title(): value for key, value in single.items() if key.title() in said}
+        assert {"X-Quality", "X-Model-Version", "X-Threshold"} < set(said)
+        assert ("X-Pixel-Size-Um" in said) == (name == "b.tif")
+        flags |= set(said["X-Quality"].split(", ")) - {"ok"}
+    assert flags
+    assert set(answer.headers["x-quality"].split(", ")) == flags
+    assert f"X-Model-Version={answer.headers['x-model-version']}" in archive.comment.decode()
+    nothing = client.post("/segment/batch", files=[("files", ("d.png", b"no image"))])
+    assert "x-quality" not in nothing.headers
 
 
 def test_a_dead_engine_turns_every_probe_red(client: TestClient) -> None:

@@ -132,7 +132,8 @@ def test_table_outlines_and_regions_say_their_plane(client: TestClient, tmp_path
     _, labels = read(post(client, HYPERSTACK, output="labels"))
     flat = labels.reshape(6, 60, 80)
     table = list(csv.DictReader(io.StringIO(post(client, HYPERSTACK, output="table").text)))
-    assert list(table[0])[:4] == ["plane", "t", "z", "label"]
+    assert list(table[0])[:5] == ["plane", "n_planes", "t", "z", "label"]
+    assert {row["n_planes"] for row in table} == {"6"}
     for plane in range(6):
         found = [row for row in table if row["plane"] == str(plane)]
         assert [int(row["label"]) for row in found] == list(range(1, int(flat[plane].max()) + 1))
@@ -162,9 +163,29 @@ def test_all_of_a_stack_is_a_zip_of_stacks(client: TestClient) -> None:
         "mask.tif": "mask", "probability.tif": "probability", "labels.tif": "labels", "overlay.tif": "overlay",
         "cells.geojson": "geojson", "table.csv": "table", "rois.zip": "rois",
     }  # fmt: skip
-    assert archive.namelist() == list(names)
+    assert archive.namelist() == [*names, "summary.json"]
     for name, output in names.items():
         assert archive.read(name) == post(client, HYPERSTACK, output=output).content, name
+
+
+def test_planes_without_cells_have_no_row_in_the_table_and_are_told_by_their_number_and_the_summary(
+    client: TestClient,
+) -> None:
+    _, labels = read(post(client, HYPERSTACK, output="labels"))
+    # areas that leave some planes without a cell
+    largest = [int(np.bincount(plane.ravel())[1:].max()) for plane in labels.reshape(6, 60, 80)]
+    query = {"min_area_px": sorted(largest)[3]}
+    kept = [area >= query["min_area_px"] for area in largest]
+    assert 0 < sum(kept) < 6
+    table = list(csv.DictReader(io.StringIO(post(client, HYPERSTACK, output="table", **query).text)))
+    assert {int(row["plane"]) for row in table} == {plane for plane in range(6) if kept[plane]}
+    assert {row["n_planes"] for row in table} == {"6"}
+    answer = post(client, HYPERSTACK, output="all", **query)
+    planes = json.loads(zipfile.ZipFile(io.BytesIO(answer.content)).read("summary.json"))["planes"]
+    assert [(plane["plane"], plane["t"], plane["z"]) for plane in planes] == [(n, n // 3, n % 3) for n in range(6)]
+    counts = [sum(row["plane"] == str(plane) for row in table) for plane in range(6)]
+    assert [plane["cells"] for plane in planes] == counts
+    assert ["empty" in plane["quality"] for plane in planes] == [not any_left for any_left in kept]
 
 
 def test_one_plane_is_png_unless_tiff_is_asked_for(client: TestClient) -> None:

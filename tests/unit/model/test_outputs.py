@@ -188,7 +188,7 @@ def test_a_picture_beyond_imagejs_reach_has_all_but_regions() -> None:
     data, _ = encode_output("all", segmentation, np.zeros((2, 61_000), np.uint8), {})
     names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     assert "rois.zip" not in names
-    assert len(names) == 6
+    assert len(names) == 7
 
 
 def test_no_cells_give_an_empty_table_with_its_heading_no_regions_and_no_features() -> None:
@@ -197,6 +197,20 @@ def test_no_cells_give_an_empty_table_with_its_heading_no_regions_and_no_feature
     assert rows(encode_table(labels, labels.astype(np.uint8))) == []
     assert json.loads(encode_geojson(trace_cells(labels)))["features"] == []
     assert zipfile.ZipFile(io.BytesIO(encode_rois([], labels.shape))).namelist() == []
+
+
+@pytest.mark.parametrize("file_format", ["png", "tiff"])
+def test_a_picture_without_cells_has_a_summary_that_says_so_where_the_table_has_no_row(file_format: Any) -> None:
+    segmentation = Segmentation(Maps.from_probabilities(np.zeros((30, 40), np.float32)), threshold=0.5, min_area_px=0)
+    image = np.zeros((30, 40), np.uint8)
+    data, _ = encode_output("all", segmentation, image, {"X-Model": "m"}, file_format=file_format)
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    assert rows(archive.read("table.csv")) == []
+    summary = json.loads(archive.read("summary.json"))
+    assert summary == {
+        "planes": [{"plane": 0, "width_px": 40, "height_px": 30, "cells": 0, "quality": "empty"}],
+        "provenance": {"Software": "Maskwell", "X-Model": "m"},
+    }
 
 
 def test_all_holds_every_output_with_one_set_of_numbers() -> None:
@@ -213,7 +227,7 @@ def test_all_holds_every_output_with_one_set_of_numbers() -> None:
         "mask.png": "mask", "probability.png": "probability", "labels.png": "labels", "overlay.png": "overlay",
         "cells.geojson": "geojson", "table.csv": "table", "rois.zip": "rois",
     }  # fmt: skip
-    assert archive.namelist() == list(names)
+    assert archive.namelist() == [*names, "summary.json"]
     for name, output in names.items():
         assert archive.read(name) == encode(output)
     assert archive.comment == b"Software=Maskwell\nX-Threshold=0.5"
@@ -255,6 +269,9 @@ def test_every_file_says_what_made_it(output: Output, file_format: Any) -> None:
         archive = zipfile.ZipFile(io.BytesIO(data))
         kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}
         for name in archive.namelist():
+            if name == "summary.json":
+                assert json.loads(archive.read(name))["provenance"].items() >= made.items()
+                continue
             found = find_provenance(archive.read(name), kinds[Path(name).suffix])
             assert found.items() >= made.items(), name
 
