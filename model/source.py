@@ -69,7 +69,9 @@ class Selection:
     Attributes:
         page: number of one plane, from 0, or `all`. It counts the planes that are left once a channel is chosen, in the
             order of the file's axes, the last axis fastest.
-        channel: number from 0, or name, or `mean` of all channels. Of a picture in colour: `red`, `green`, `blue`.
+        channel: number from 0, or name, or `mean` of all channels. Of a picture in colour: `red`, `green`, `blue`. A
+            number beyond the last channel may be a name, such as 488; one that is also the name of another channel is
+            refused, and means the number with a zero in front.
         axes: a letter of `AXES` for each axis of the file, where the file does not name them, or wrongly.
         level: of a pyramid; 0 is the full resolution.
     """
@@ -446,23 +448,36 @@ def fit_axes(axes: str, shape: tuple[int, ...], found: str) -> str:
 
 
 def _find_channel(channel: int | str, count: int, names: tuple[str, ...]) -> int | Literal["mean"]:
-    if isinstance(channel, str) and channel.isascii() and channel.isdecimal():
-        channel = int(channel)
-    if isinstance(channel, int):
-        if 0 <= channel < count:
-            return channel
-    elif channel == "mean":
+    given = str(channel)
+    if given == "mean":
         return "mean"
-    else:
-        for key in (str, str.casefold):
-            matches = [index for index, name in enumerate(names) if key(name) == key(channel)]
-            if len(matches) == 1:
-                return matches[0]
-            if matches:
-                raise AmbiguousAxesError(f"channel {channel!r}: {len(matches)} channels have that name; say its number")
+    number = int(given) if given.isascii() and given.isdecimal() else count
+    if number < count:
+        others = [index for index, name in enumerate(names) if name == given and index != number]
+        if others:  # names such as 1, 2, 3: neither reading is the likelier
+            ways = [f"channel={_say_number(index, names)} for number {index}" for index in (number, *others)]
+            raise AmbiguousAxesError(
+                f"channel {given!r} is a number, of the channel named {names[number]!r}, and the name of number "
+                f"{others[0]}; say {' or '.join(ways)}"
+            )
+        return number
+    for key in (str, str.casefold):
+        matches = [index for index, name in enumerate(names) if key(name) == key(given)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise AmbiguousAxesError(f"channel {given!r}: {len(matches)} channels have that name; say its number")
     numbers = "0" if count == 1 else f"0 to {count - 1}"
     named = f" ({', '.join(names)})" if names else ""
     raise ImageError(f"channel {channel!r}; the image has the channels {numbers}{named}, and their mean")
+
+
+def _say_number(number: int, names: tuple[str, ...]) -> str:
+    """The number of a channel as no other channel is named: with zeros in front where it has to be."""
+    text = str(number)
+    while any(name == text and index != number for index, name in enumerate(names)):
+        text = f"0{text}"
+    return text
 
 
 def _colour_words(samples: int) -> str:

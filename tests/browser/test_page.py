@@ -168,6 +168,18 @@ def test_a_channel_is_chosen_where_the_file_has_several(page: Page, server: Serv
     expect(page.locator("#shell")).to_contain_text("channel=1")
 
 
+def test_a_channel_whose_name_is_the_number_of_another_can_be_chosen(page: Page, server: ServerProcess) -> None:
+    data = to_imagej(np.stack([GREY[::-1], GREY, GREY[:, ::-1]]), axes="CYX", Labels=["1", "2", "3"])
+    drop(page, three_tif=data)
+    page.select_option("#channel", label="2")
+    page.click("#planes [type=submit]")
+    wait_for(page, "exact")
+    page.check("[value=fill]")
+    page.click("[data-zoom=one]")
+    page.wait_for_selector("#stage[data-scale='1']")
+    assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG))
+
+
 def test_axes_that_are_said_show_the_first_plane_and_which_one_it_is(page: Page) -> None:
     data = by_tifffile(np.stack([GREY, GREY[::-1]]), photometric="minisblack", metadata=None)
     drop(page, pages_tif=data)

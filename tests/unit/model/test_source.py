@@ -105,6 +105,36 @@ def test_channels_go_by_the_names_of_the_file() -> None:
         decode_image(ome, channel="RFP")
 
 
+def named(*names: str) -> bytes:
+    return by_tifffile(STACK[0, 0, : len(names)], ome=True, metadata={"axes": "CYX", "Channel": {"Name": list(names)}})
+
+
+def test_a_number_beyond_the_last_channel_may_be_a_name() -> None:
+    lasers = named("405", "488", "561")
+    for channel, index in (("405", 0), ("488", 1), (561, 2), ("0", 0), (1, 1), ("02", 2)):
+        np.testing.assert_array_equal(decode_image(lasers, channel=channel).pixels, STACK[0, 0, index])
+    with pytest.raises(ImageError, match=r"channel '3'; .* 0 to 2 \(405, 488, 561\)"):
+        decode_image(lasers, channel="3")
+    zeroth = named("0", "1", "2")
+    np.testing.assert_array_equal(decode_image(zeroth, channel="1").pixels, STACK[0, 0, 1])
+
+
+def test_a_number_that_is_the_name_of_another_channel_is_refused_with_both_readings() -> None:
+    counted = named("1", "2", "3")
+    words = (
+        r"'1' is a number, of the channel named '2', and the name of number 0; say channel=01 .* channel=0 for number 0"
+    )
+    for channel in ("1", 1):
+        with pytest.raises(AmbiguousAxesError, match=words):
+            decode_image(counted, channel=channel)
+    for channel, index in (("0", 0), ("01", 1), ("02", 2), ("3", 2)):
+        np.testing.assert_array_equal(decode_image(counted, channel=channel).pixels, STACK[0, 0, index])
+    padded = named("01", "02", "1")
+    with pytest.raises(AmbiguousAxesError, match=r"channel=001 for number 1 or channel=0 for number 0"):
+        decode_image(padded, channel="01")
+    np.testing.assert_array_equal(decode_image(padded, channel="001").pixels, STACK[0, 0, 1])
+
+
 def test_planes_that_nobody_calls_channels_are_not_taken_for_any() -> None:
     data = by_tifffile(STACK[0, 0], photometric="minisblack")
     with pytest.raises(AmbiguousAxesError, match=r"nothing says that they are channels; .* axes=CYX"):
