@@ -34,6 +34,8 @@ AXES = "TZCYXS"
 PLANE_AXES = "TZ"
 # What readers call an axis that the file does not name.
 UNKNOWN_AXES = "IQ"
+# An axis as short as this is hardly the width of a picture.
+MOST_CHANNELS_LAST = 8
 COLOURS = ("red", "green", "blue")
 
 Page = int | Literal["all"]
@@ -266,7 +268,7 @@ class ImageSource:
             self._sample = _find_channel(channel, 3, COLOURS)
         elif set(self.axes) & set(UNKNOWN_AXES):
             way = (
-                f"; if they are, say so by axes={_suggest_axes(self._contents, 'C')}"
+                f"; if they are, say so by {_say_axes(_suggest_axes(self._contents, 'C'))}"
                 if self._contents.full_axes
                 else ""
             )
@@ -293,13 +295,13 @@ class ImageSource:
         """What `_ways_out` says, for programs."""
         channels = self.sizes[self.axes.index("C")] if "C" in self.axes else 0
         unknown = set(self.axes) & set(UNKNOWN_AXES) and self._contents.full_axes
-        readings = tuple(_suggest_axes(self._contents, letter) for letter in "ZTC") if unknown else ()
+        readings = _suggest_axes(self._contents, "ZTC") if unknown else ()
         return Choices(
             len(self._planes),
             self.axes,
             channels,
             self.channel_names if channels else (),
-            tuple(dict.fromkeys(readings)),
+            readings,
         )
 
     def _ways_out(self, several: bool) -> str:
@@ -317,7 +319,7 @@ class ImageSource:
         if set(self.axes) & set(UNKNOWN_AXES) and self._contents.full_axes:
             ways.append(
                 "the file does not name all of its axes; say what they are by "
-                f"axes={_suggest_axes(self._contents, 'Z')} or axes={_suggest_axes(self._contents, 'C')}"
+                + _say_axes(_suggest_axes(self._contents, "ZC"))
             )
         return "; ".join(ways)
 
@@ -488,10 +490,26 @@ def _say_page(n: int) -> str:
     return f"say which one is meant by page=0 to page={n - 1}"
 
 
-def _suggest_axes(contents: Contents, letter: str) -> str:
-    """All axes as a user could name them, with `letter` for the first that has no name."""
-    left = [other for other in dict.fromkeys((letter, *"TZC")) if other not in contents.full_axes]
-    return "".join(left.pop(0) if axis in UNKNOWN_AXES and left else axis for axis in contents.full_axes)
+def _suggest_axes(contents: Contents, letters: str) -> tuple[str, ...]:
+    """All axes as a user could name them, with each of `letters` in turn for the first that has no name.
+
+    Where the last axis is too short for a width it may be that of channels or colours, which readers cannot know.
+    """
+
+    def fill(axes: str, letter: str) -> str:
+        left = [other for other in dict.fromkeys((letter, *"TZC")) if other not in axes]
+        return "".join(left.pop(0) if axis in UNKNOWN_AXES and left else axis for axis in axes)
+
+    axes = contents.full_axes
+    ways = [fill(axes, letter) for letter in letters]
+    width = contents.store.shape(0)[1]
+    if axes[-2:] == "YX" and axes[-3:-2] in tuple(UNKNOWN_AXES) and width <= MOST_CHANNELS_LAST and "C" in letters:
+        ways += [fill(f"{axes[:-3]}YX{last}", "T") for last in ("CS" if width in (3, 4) else "C") if last not in axes]
+    return tuple(dict.fromkeys(ways))
+
+
+def _say_axes(ways: tuple[str, ...]) -> str:
+    return " or ".join(f"axes={axes}" for axes in ways)
 
 
 def _mean(images: Iterator[Image], count: int) -> Image:

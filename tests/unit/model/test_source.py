@@ -143,6 +143,29 @@ def test_planes_that_nobody_calls_channels_are_not_taken_for_any() -> None:
         decode_image(data)
 
 
+@pytest.mark.parametrize(
+    ("shape", "readings"),
+    [
+        ((24, 26, 2), ("ZYX", "TYX", "CYX", "YXC")),
+        ((24, 26, 3), ("ZYX", "TYX", "CYX", "YXC", "YXS")),
+        ((3, 24, 26, 2), ("ZTYX", "TZYX", "CTYX", "TYXC")),
+        ((5, 24, 26), ("ZYX", "TYX", "CYX")),
+    ],
+)
+def test_a_last_axis_that_is_short_may_be_channels(shape: tuple[int, ...], readings: tuple[str, ...]) -> None:
+    pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    data = by_tifffile(pixels, photometric="minisblack")
+    with pytest.raises(AmbiguousAxesError) as caught:
+        decode_image(data)
+    assert caught.value.choices is not None
+    assert caught.value.choices.axes == readings
+    if "YXC" in readings:
+        assert "axes=ZYX or axes=CYX or axes=YXC" in str(caught.value)
+        np.testing.assert_array_equal(decode_image(data, axes="YXC", channel=1).pixels, pixels[:, :, 1])
+        with pytest.raises(AmbiguousAxesError, match="if they are, say so by axes=CYX or axes=YXC"):
+            decode_image(data, channel=1)
+
+
 def test_axes_that_do_not_fit_are_refused_with_what_was_found() -> None:
     data = by_tifffile(STACK[0, 0], photometric="minisblack")
     with pytest.raises(AmbiguousAxesError, match=r"axes=TZYX names 4 axes; .* shape \(4, 16, 18\), which has 3"):
