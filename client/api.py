@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast
 
 import httpx
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image as PillowImage
 
 Output = Literal["mask", "probability", "labels", "overlay", "geojson", "rois", "table", "all", "view"]
 ArrayOutput = Literal["mask", "probability", "labels", "overlay"]
@@ -29,7 +29,7 @@ TIMEOUT_S = 330.0
 CONNECT_TIMEOUT_S = 15.0  # of a machine that is there but busy the system itself answers
 RETRIES = 8
 LONGEST_WAIT_S = 60.0  # where the service does not say how long
-LONGEST_ASKED_S = 300.0  # where it does
+LONGEST_ASKED_S = 3600.0  # where it does; what it puts off for longer is refused, and not asked again before its time
 BUSY = (429, 503)
 SUFFIXES = {
     "image/png": ".png",
@@ -142,7 +142,9 @@ class _Connection(Generic[H]):
         if outcome.status_code not in BUSY or attempt >= self._retries:
             return None
         asked_s = _retry_after_s(outcome.headers.get("retry-after", ""))
-        return backoff_s if asked_s is None else min(max(asked_s, 0.1), LONGEST_ASKED_S)
+        if asked_s is None:
+            return backoff_s
+        return None if asked_s > LONGEST_ASKED_S else max(asked_s, 0.1)
 
     def _unreachable(self, error: httpx.TransportError) -> ClientError:
         return ClientError(f"no answer from {self._http.base_url}: {str(error) or type(error).__name__}")
@@ -154,8 +156,8 @@ class Client(_Connection[httpx.Client]):
     Args:
         url: of the service.
         timeout_s: for one try of one request; for its connection 15 s at most.
-        retries: how often a request is tried again where the service is busy (429, 503), after as long as it says, or
-            where the connection breaks.
+        retries: how often a request is tried again where the service is busy (429, 503), after as long as it says (an
+            hour at most: where it says more the refusal stands), or where the connection breaks.
         key: API key, where the service asks for one.
 
     Example:
@@ -431,13 +433,16 @@ def _check(response: httpx.Response) -> None:
 
 
 def _to_array(answer: Answer, output: ArrayOutput) -> npt.NDArray[Any]:
-    buffer = io.BytesIO(answer.content)
     pixels: npt.NDArray[Any]
-    if answer.media_type == "image/tiff":
-        pixels = tifffile.imread(buffer)
-    else:
-        with PillowImage.open(buffer) as picture:
-            pixels = np.asarray(picture)
+    try:
+        if answer.media_type == "image/tiff":
+            pixels = tifffile.imread(io.BytesIO(answer.content))
+        else:  # not by Pillow, whose limit of pixels belongs to the whole process
+            pixels = imagecodecs.png_decode(answer.content)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever their depths raise
+        raise ClientError(f"an answer of type {answer.media_type} that is no such picture: {error}") from error
     if output == "mask":
         return pixels > 0
     if output == "probability":

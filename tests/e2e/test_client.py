@@ -18,7 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
+import httpx
+import imagecodecs
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 
@@ -26,7 +29,7 @@ import model.images
 import model.outputs
 from client import AsyncClient, Client, ClientError, ServiceError
 from client.__main__ import IMAGE_SUFFIXES, _write, main
-from client.api import SUFFIXES, Answer, Output, _retry_after_s
+from client.api import SUFFIXES, Answer, ArrayOutput, Output, _retry_after_s, _to_array
 from model import Segmenter
 from tests.e2e.kit import (
     ROOT,
@@ -210,6 +213,30 @@ def test_a_busy_service_is_asked_again_after_as_long_as_it_says() -> None:
         np.testing.assert_array_equal(client.segment(GREY, output="mask"), GREY > 0)
     assert len(seen) == 3
     assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(seen))
+
+
+def test_the_client_waits_as_long_as_it_is_told_or_not_at_all() -> None:
+    with Client("http://127.0.0.1:9") as client:
+        for asked, waited in (("0", 0.1), ("1", 1), ("900", 900), ("3600", 3600), ("3601", None), ("9" * 400, None)):
+            assert client._wait_s(httpx.Response(429, headers={"retry-after": asked}), 0) == waited
+
+
+@pytest.mark.parametrize("output", ["labels", "mask"])
+def test_an_answer_of_any_size_becomes_an_array(output: ArrayOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((30, 40), np.uint8)
+    pixels[-1, -1] = 255
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", pixels.size // 3)  # which it is in other programs, if not so low
+    content = imagecodecs.png_encode(pixels)
+    found = _to_array(Answer(bytes(content), "image/png", "best_model", "1", 0.5, "x"), output)
+    assert found.shape == pixels.shape
+    assert found.dtype == (np.bool_ if output == "mask" else np.int32)
+    assert found[-1, -1] == (output == "mask" or 255)
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/tiff"])
+def test_an_answer_that_is_no_picture_is_an_error_of_the_client(kind: str) -> None:
+    with pytest.raises(ClientError, match=f"of type {kind}"):
+        _to_array(Answer(b"<html>", kind, "best_model", "1", 0.5, "x"), "mask")
 
 
 def test_retry_after_may_be_a_date_as_proxies_write_it() -> None:
