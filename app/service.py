@@ -125,7 +125,7 @@ class Service:
             note_reload=self.metrics.note_reload,
             on_swap=peers.tell_of_change if peers else lambda: None,
         )
-        self.uploads = UploadBudget(settings.max_held_upload_bytes)
+        self.uploads = UploadBudget(settings.max_held_upload_bytes, self.admission.estimate_wait_s)
         self._pixel_rate = RateLimit(PIXELS, rates_of(settings)[PIXELS], peers.folder if peers else None)
         self._small_px = max(settings.max_pixels // SMALL_PART, 1)
         self._small = Lane("codec", threads=settings.codec_thread_count, max_pixels=settings.max_pixels)

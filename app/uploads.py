@@ -1,6 +1,6 @@
 """Read the files of a multipart form into memory, within limits; nothing touches a disk."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,10 +34,12 @@ class UploadBudget:
 
     Args:
         max_bytes: above it an upload is refused; one alone is always let through.
+        estimate_wait_s: seconds in which that share (0..1) of the work taken on should be done, and its uploads let go.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, estimate_wait_s: Callable[[float], int]) -> None:
         self._max_bytes = max_bytes
+        self._estimate_wait_s = estimate_wait_s
         self.held_bytes = 0
 
     @contextmanager
@@ -51,10 +53,13 @@ class UploadBudget:
 
     def take(self, held: "HeldBytes", n_bytes: int) -> None:
         """Add to what a request holds."""
-        alone = self.held_bytes == held.n_bytes
-        if not alone and self.held_bytes + n_bytes > self._max_bytes:
+        others = self.held_bytes - held.n_bytes
+        surplus = self.held_bytes + n_bytes - self._max_bytes
+        if others and surplus > 0:
+            # what others are still sending is not in the estimate: only they know how long it takes them
             raise QueueFullError(
-                f"uploads under way hold {self.held_bytes:,} of {self._max_bytes:,} bytes", retry_after_s=1
+                f"uploads under way hold {self.held_bytes:,} of {self._max_bytes:,} bytes",
+                retry_after_s=self._estimate_wait_s(min(surplus / others, 1.0)),
             )
         self.held_bytes += n_bytes
         held.n_bytes += n_bytes

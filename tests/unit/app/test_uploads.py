@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
+from app.admission import Admission
 from app.errors import MalformedRequestError, MissingFileError, QueueFullError, UploadTooLargeError
 from app.uploads import Upload, UploadBudget, read_uploads
 
@@ -28,7 +29,7 @@ def read(
             yield chunk
 
     async def main() -> list[Upload]:
-        with (budget or UploadBudget(10**9)).hold() as held:
+        with (budget or UploadBudget(10**9, lambda _: 1)).hold() as held:
             return await read_uploads(headers, stream(), held, field="file", max_files=max_files)
 
     return asyncio.run(main())
@@ -108,7 +109,7 @@ def test_endless_headers_are_refused() -> None:
 
 
 def test_all_uploads_together_are_bounded_and_one_alone_is_let_through() -> None:
-    budget = UploadBudget(100)
+    budget = UploadBudget(100, lambda _: 1)
     body = form(('name="file"; filename="a"', bytes(500)))
     assert len(read([body[:200], body[200:]], budget=budget)) == 1
     assert budget.held_bytes == 0
@@ -118,3 +119,27 @@ def test_all_uploads_together_are_bounded_and_one_alone_is_let_through() -> None
             read([body], budget=budget)
         assert budget.held_bytes == 50
     assert budget.held_bytes == 0
+
+
+def test_a_refused_upload_is_told_when_the_work_that_holds_its_room_should_be_done() -> None:
+    admission = Admission(max_pixels=10**9, max_requests=10)
+    budget = UploadBudget(100, admission.estimate_wait_s)
+
+    def retry_after(n_bytes: int) -> int:
+        with budget.hold() as held:
+            held.add(10)
+            with pytest.raises(QueueFullError) as refused:
+                held.add(n_bytes)
+        return int(refused.value.headers()["Retry-After"])
+
+    with budget.hold() as others, admission.reserve(1000, 1000) as work:
+        others.add(80)
+        assert retry_after(50) == 1  # nobody knows yet how quick it is
+        admission.throughput.observe(10, 1.0)
+        assert retry_after(50) == 50  # half of what is held, at 10 pixels a second
+        assert retry_after(5000) == 100
+        work.done_px = 900
+        assert retry_after(50) == 5
+    with budget.hold() as others:
+        others.add(80)
+        assert retry_after(50) == 1  # the others are still sending
