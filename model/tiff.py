@@ -112,7 +112,7 @@ def open_tiff(data: bytes, selection: Selection, *, max_pixels: int) -> Contents
     # names is not to be opened.
     tiff = tifffile.TiffFile(io.BytesIO(data), _multifile=False, is_mmstack=False, is_ndtiff=False)
     main = _main_series(tiff)
-    doubtful = _doubtful_levels(main)
+    doubtful, one_pyramid = _doubtful_levels(main), len(main) == 1
     if selection.level == 0 and doubtful:  # who names another level says that it is a pyramid
         main = _apart(main)
     series = [_at_level(each, selection.level) for each in main]
@@ -129,7 +129,7 @@ def open_tiff(data: bytes, selection: Selection, *, max_pixels: int) -> Contents
     found = f"TIFF with axes {first.axes} of shape {first.shape}"
     if len(series) > 1:
         found = f"TIFF with {len(series)} images"
-        if doubtful:
+        if doubtful and one_pyramid:
             found += (
                 ", which may be the levels of a pyramid (page=0 is its full resolution, "
                 f"level={doubtful} a smaller one) or pictures of their own"
