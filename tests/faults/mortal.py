@@ -87,6 +87,16 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def wait_until(pid: int, deadline: float) -> int | None:
+    """The exit status, if it ends before that time of time.monotonic."""
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
 class Scene:
     """A folder with weights in service and candidates, and what may not happen to them."""
 
@@ -101,27 +111,35 @@ class Scene:
         """The version in service; raises where it does not load."""
         return read_checkpoint(self.weights / "best_model.pth").version
 
-    def kill_often(self, work: Callable[[Path, Path], int], count: int, seed: int) -> None:
+    def kill_often(self, work: Callable[[Path, Path], int], count: int, seed: int, within_s: float) -> None:
         """Kill a process at a random moment, again and again; each goes on from what the last one left."""
         generator = random.Random(seed)
         started_at = time.monotonic()
-        self.expect(wait(fork(lambda: work(self.data, self.folder), self.log)), 0)  # how long one takes
-        longest_s = (time.monotonic() - started_at) * 1.1
+        self.expect(wait(fork(lambda: work(self.data, self.folder), self.log)), 0)
+        longest_s = time.monotonic() - started_at  # that one takes, as far as is known
         killed = finished = 0
         versions = {self.check()}
-        for _ in range(count):
+        while killed < count and (time.monotonic() - started_at < within_s or not killed):
+            began_at = time.monotonic()
             pid = fork(lambda: work(self.data, self.folder), self.log)
-            time.sleep(generator.uniform(0, longest_s))
-            os.kill(pid, signal.SIGKILL)
-            status = wait(pid)
-            killed += status == -signal.SIGKILL
-            finished += status == 0
-            if status != -signal.SIGKILL:
+            status = wait_until(pid, began_at + generator.uniform(0, longest_s))
+            if status is None:
+                os.kill(pid, signal.SIGKILL)
+                status = wait(pid)
+            if status == -signal.SIGKILL:
+                killed += 1
+                longest_s *= 1.02  # or the last moments would never be met with
+            else:
                 self.expect(status, 0)
+                finished += 1
+                longest_s = time.monotonic() - began_at
             versions.add(self.check())
         self.expect(wait(fork(lambda: work(self.data, self.folder), self.log)), 0)  # and one in peace
         self.check()
-        print(f"{count} {work.__name__}: {killed} killed, {finished} finished; {len(versions)} versions served")
+        print(
+            f"{work.__name__}: {killed} killed, {finished} finished between, in {time.monotonic() - started_at:.0f} s; "
+            f"{len(versions)} versions served"
+        )
 
     def fill_disk(self, work: Callable[[Path, Path], int], count: int, seed: int) -> None:
         """No file may grow beyond some bytes: it is said in a line, and nothing is left lying about."""
@@ -177,12 +195,13 @@ def main() -> None:
     parser.add_argument("work", choices=("fit", "publish"))
     parser.add_argument("data", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--count", type=int, default=1, help="kills, full disks or races (1)")
+    parser.add_argument("--within-s", type=float, default=300.0, help="no more kills after so long (300)")
     options = parser.parse_args()
     work = {"fit": fit, "publish": publish}[options.work]
     scene = Scene(options.data, options.folder)
     if options.scene == "kill":
-        scene.kill_often(work, options.count, seed=options.count)
+        scene.kill_often(work, options.count, seed=options.count, within_s=options.within_s)
     elif options.scene == "full":
         scene.fill_disk(work, options.count, seed=options.count)
     else:
