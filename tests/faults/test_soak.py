@@ -1,14 +1,16 @@
-"""The soak's own check: it sees a leak where there is one. The soak itself is `python -m bench.soak`."""
+"""Some seconds of `python -m bench.soak`, and its own check: it sees a leak where there is one."""
 
+import asyncio
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from bench.soak import LEAKY, slope_mb_per_min
+from bench import soak as bench_soak
+from bench.soak import LEAKY, Soak, slope_mb_per_min
 from tests.e2e.kit import ServerProcess, draw_cells, to_png
-from tests.faults.kit import TIMEOUT, resident_mib
+from tests.faults.kit import TIMEOUT, check_at_rest, resident_mib
 
 
 @pytest.mark.parametrize("growth", [0.0, 2.0])
@@ -18,6 +20,22 @@ def test_the_slope_is_that_of_the_second_half(growth: float) -> None:
     rest = [(300.0 + second, 400 + growth * second / 60 + noise[second]) for second in range(600)]
     # the half that counts begins within the rest
     assert slope_mb_per_min(warm_up + rest) == pytest.approx(growth * 1.048576, abs=0.3)
+
+
+def test_nothing_is_wrong_or_lost_under_more_load_than_it_can_take_while_weights_change_and_clients_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_soak, "MEASURE_S", 2.0)
+    monkeypatch.setattr(bench_soak, "RELOAD_EVERY_S", 2.0)
+    monkeypatch.setattr(bench_soak, "VANISH_SHARE", 0.2)
+    soak = Soak(tmp_path, leak_bytes=0)
+    with soak.server:
+        asyncio.run(soak.run(minutes=0.2, load=1.5))
+        check_at_rest(soak.server)
+    assert soak.reloads >= 2
+    assert set(soak.outcomes) <= {"200", "429", "left", "not sent, too many under way"}
+    assert soak.outcomes["200"] > 0
+    assert soak.outcomes["left"] > 0
 
 
 def test_a_service_that_leaks_is_told_from_one_that_does_not(tiny_weights: Path, tmp_path: Path) -> None:

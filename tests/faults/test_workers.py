@@ -4,7 +4,9 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -245,6 +247,29 @@ def test_a_client_s_rate_holds_for_all_workers_together(folder: Path, tmp_path: 
         wait_for(lambda: len(ready_workers_if_any(limited)) == 2)
         regained = int((time.monotonic() - began_at) * 5 / 60)
         assert [ask(0) for _ in range(8 + regained)].count(429) >= 8  # a new worker knows what was used
+
+
+def test_every_line_of_a_json_log_is_an_object_whatever_befalls_the_workers(folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(folder / "best_model.pth", weights)
+    with ServerProcess(weights, tmp_path / "log", SETTINGS | {"log_format": "json"}) as server:
+        wait_for(lambda: len(ready_workers(server)) == 2)
+        for query, data in (("", to_png(IMAGE)), ("?threshold=9", to_png(IMAGE)), ("", b"no image")):
+            httpx.post(f"{server.url}/segment{query}", files={"file": ("a\nb.png", data)}, timeout=TIMEOUT)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            assert connection.recv(1000)
+        (weights / "bad.pth").write_bytes(b"junk")
+        wait_for(lambda: "weights refused" in server.log.read_text())
+        os.kill(min(ready_workers(server)), signal.SIGKILL)
+        wait_for(lambda: replaced_if_any(server) == 1)
+        server.process.send_signal(signal.SIGTERM)  # while the new one starts
+        assert server.wait() == 0
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert all({"time", "level", "logger", "pid", "message"} <= set(line) for line in lines)
+    assert {"app.supervisor", "app.registry", "app.request"} <= {line["logger"] for line in lines}
+    assert len({line["pid"] for line in lines}) >= 3
 
 
 def test_workers_that_cannot_start_say_so_once(tmp_path: Path) -> None:
