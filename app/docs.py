@@ -16,6 +16,7 @@ DETAILS = {
     "malformed_request": "several files; POST /segment takes one, POST /segment/batch takes more",
     "missing_file": "the form has no file; send one in the field 'file'",
     "malformed_http": "this is not HTTP/1.1 as RFC 9112 has it",
+    "unknown_transfer_coding": "Transfer-Encoding 'gzip, chunked'; chunked alone is understood",
     "head_timeout": "the headers were not there after 10 s",
     "upload_timeout": "nothing came for 30 s; 65,536 bytes were here",
     "head_too_large": "more than 100 headers",

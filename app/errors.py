@@ -5,6 +5,7 @@ RequestError                        what a request may be wrong about, or the se
 |- MalformedRequestError            not the multipart form that is asked for
 |  `- MissingFileError              the form holds no file in the field that is asked for
 |- MalformedHTTPError               not HTTP at all
+|- TransferCodingError              HTTP, in a transfer coding other than chunked
 |- HeadTooLargeError, HeadTimeoutError, UploadTimeoutError
 |- UnsupportedEncodingError         the body is compressed as a whole
 |- InvalidParameterError            a value out of range
@@ -61,6 +62,10 @@ class MissingFileError(MalformedRequestError):
 
 class MalformedHTTPError(RequestError):
     """What came is no HTTP."""
+
+
+class TransferCodingError(RequestError):
+    """The body comes in a transfer coding that is not understood."""
 
 
 class HeadTooLargeError(RequestError):
@@ -200,6 +205,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     RateLimitedError: Answer(429, "rate_limited", "Too much was asked for in a minute"),
     HeadTooLargeError: Answer(431, "head_too_large", "The headers are too large"),
     InferenceError: Answer(500, "inference_failed", "The network failed on this image"),
+    TransferCodingError: Answer(501, "unknown_transfer_coding", "The transfer coding is not understood"),
     NotReadyError: Answer(503, "not_ready", "The service is not ready"),
     DrainingError: Answer(503, "draining", "The service is shutting down"),
     OutOfMemoryError: Answer(503, "out_of_memory", "Out of memory"),

@@ -14,6 +14,7 @@ from app.errors import (
     HeadTooLargeError,
     MalformedHTTPError,
     RequestError,
+    TransferCodingError,
     find_answer,
     problem_response,
 )
@@ -95,6 +96,10 @@ class Protocol(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             # a proxy in front may have taken another one than what stands behind
             self._fail(MalformedHTTPError(f"{hosts} Host headers; a request of HTTP/1.1 has one (RFC 9112, 3.2)"))
+        codings = b", ".join(value for name, value in self.headers if name == b"transfer-encoding")
+        if codings and codings.strip().lower() != b"chunked":  # RFC 9112, 6.1
+            found = codings[:50].decode("latin-1")
+            self._fail(TransferCodingError(f"Transfer-Encoding {found!r}; chunked alone is understood"))
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:

@@ -171,6 +171,18 @@ def test_what_is_no_http_is_refused_with_a_problem_and_counted(server: ServerPro
     check_sums(after)
 
 
+def test_a_transfer_coding_that_is_not_understood_gets_501(server: ServerProcess) -> None:
+    head = b"POST /segment HTTP/1.1\r\nHost: x\r\n"
+    for codings in (b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"):
+        with connect(server) as connection:
+            connection.sendall(head + codings + b"\r\n\r\n0\r\n\r\n")
+            check_problem(read_all(connection), 501, "unknown_transfer_coding")
+    with connect(server) as connection:
+        connection.sendall(head + b"Connection: close\r\nTransfer-Encoding:  Chunked \r\n\r\n0\r\n\r\n")
+        check_problem(read_all(connection), 400, "malformed_request")  # understood; it holds no form
+    check_sums(scrape(server))
+
+
 @pytest.mark.parametrize(
     "head",
     [
