@@ -96,7 +96,7 @@ def plot_bars(name: str, title: str, unit: str, groups: Sequence[str], bars: Map
     axes.set_xticks(np.arange(len(groups)), groups)
     axes.set_ylabel(unit)
     axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(fontsize=7, ncols=len(bars), loc="outside lower center")
     figure.savefig(PLOTS / f"bench-{name}.png", dpi=110)
 
 
