@@ -1,9 +1,9 @@
-"""Seconds a training step takes, on this machine: `python bench/step.py [--width 32] [--rounds 3] [--write]`.
+"""Seconds a training step takes, on this machine: `python bench/step.py [--width 32] [--data DATA] [--write]`.
 
 As many pixels in each: one picture of 512 x 512 px as the plain loop takes it (NCHW, float32), or four crops of 256 px.
 Each way runs in a process of its own, and rounds go through all ways in turn, so that other work on the machine hits
 them alike; the median of the steps counts. `kept` does not give freed memory back to the system in between, as
-training does on a CPU.
+training does on a CPU. With --data it says too what preparing the four samples of a step takes of one core.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from kit import machine, report
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--data", type=Path, help="images with truth, of which samples are prepared")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -49,7 +51,27 @@ def main() -> None:
     lines = ["| arithmetic | how | s a step | over the plain loop |", "|---|---|---|---|"]
     lines += [f"| {WAYS[way]} | {median:.3f} | {first / median:.2f} |" for way, median in medians.items()]
     title = f"Width {options.width}. {machine()} PyTorch {torch.__version__}."
+    if options.data:
+        seconds = time_samples(options.data)
+        lines += ["", f"Preparing the samples of a step: {seconds:.3f} s of one core."]
     report("step", [title, "", *lines], write=options.write)
+
+
+def time_samples(data: Path, n_steps: int = 25) -> float:
+    """Seconds of one core for the samples of a step, mean over several."""
+    from training.config import Recipe
+    from training.data import find_pairs
+    from training.dataset import CropDataset, PairCache
+    from training.train import model_config
+
+    recipe = Recipe()
+    pairs = find_pairs(data)
+    cache = PairCache(pairs, quiet=True)
+    dataset = CropDataset(cache, recipe, model_config(recipe, pairs, cache.largest_side))
+    start = time.process_time()
+    for position in range(n_steps * recipe.batch_size):
+        dataset[0, position]
+    return (time.process_time() - start) / n_steps
 
 
 def time_steps(precision: str, way: str, *, width: int, steps: int) -> list[float]:

@@ -175,7 +175,7 @@ class _Run:
         self._validation = PairCache(validation, quiet=hidden) if fabric.is_global_zero else None
         digest = None if self._validation is None else self._validation.digest
         self._validation_digest: str | None = fabric.broadcast(digest)
-        self.config = _model_config(recipe, train, self._train.largest_side)
+        self.config = model_config(recipe, train, self._train.largest_side)
         self._split = {"train": [pair.name for pair in train], "validation": [pair.name for pair in validation]}
         torch.manual_seed(recipe.seed)
         network = self.config.architecture.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -444,7 +444,14 @@ def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor
     return state
 
 
-def _model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> ModelConfig:
+def model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> ModelConfig:
+    """What a recipe makes of the images: outputs that their truth allows, tiles that suit the crops.
+
+    Args:
+        recipe: every number.
+        train: the training pairs; border and distance need one label a cell in all of them.
+        largest_side: of the images, in pixels, for a recipe that trains on whole ones.
+    """
     outputs: list[Output] = ["cell"]
     if all(pair.kind != "mask" for pair in train):
         outputs += ["border"] if recipe.border == "auto" else []

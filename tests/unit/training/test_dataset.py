@@ -9,7 +9,7 @@ import numpy as np
 from training.config import Recipe
 from training.data import find_pairs
 from training.dataset import CropDataset, PairCache
-from training.train import _model_config
+from training.train import model_config
 
 
 def save(folder: Path, name: str, image: np.ndarray) -> None:
@@ -44,7 +44,7 @@ def test_rare_kinds_and_large_images_are_drawn_more_often_than_their_number(tmp_
 def test_draws_follow_the_shares_and_depend_on_seed_and_place_alone(tmp_path: Path, tiny_recipe: Recipe) -> None:
     cache = mixed(tmp_path)
     recipe = replace(tiny_recipe, crops_per_epoch=2000)
-    dataset = CropDataset(cache, recipe, _model_config(recipe, cache.pairs, 256))
+    dataset = CropDataset(cache, recipe, model_config(recipe, cache.pairs, 256))
     drawn = [dataset._image_index(0, position) for position in range(2000)]
     np.testing.assert_allclose(np.bincount(drawn) / 2000, cache.shares(), atol=0.03)
     assert drawn == [dataset._image_index(0, position) for position in range(2000)]
@@ -54,7 +54,7 @@ def test_draws_follow_the_shares_and_depend_on_seed_and_place_alone(tmp_path: Pa
 def test_without_balance_each_image_comes_once_a_lap(tmp_path: Path, tiny_recipe: Recipe) -> None:
     cache = mixed(tmp_path)
     recipe = replace(tiny_recipe, balance=False, crops_per_epoch=20)
-    dataset = CropDataset(cache, recipe, _model_config(recipe, cache.pairs, 256))
+    dataset = CropDataset(cache, recipe, model_config(recipe, cache.pairs, 256))
     drawn = [dataset._image_index(0, position) for position in range(20)]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
