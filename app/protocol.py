@@ -100,7 +100,13 @@ class Protocol(HttpToolsProtocol):
         if codings and codings.strip().lower() != b"chunked":  # RFC 9112, 6.1
             found = codings[:50].decode("latin-1")
             self._fail(TransferCodingError(f"Transfer-Encoding {found!r}; chunked alone is understood"))
+        upgrades = self.parser.should_upgrade()
+        if upgrades and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            # the parser takes what follows for another protocol: the body would be read as the next request
+            self._fail(MalformedHTTPError("a body beside an Upgrade header is not read; send it without that header"))
         super().on_headers_complete()
+        if upgrades and self.cycle is not None:
+            self.cycle.keep_alive = False  # nor is what follows in the same packet a request for certain
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn does where the parser gives up."""

@@ -141,6 +141,8 @@ MALFORMED = {
     "no Host": b"GET /livez HTTP/1.1\r\n\r\n",
     "two Hosts": b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "two Hosts, HTTP/1.0": b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n",
+    "a body beside an upgrade": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 34\r\nConnection: Upgrade\r\n"
+    b"Upgrade: h2c\r\n\r\nGET /models HTTP/1.1\r\nHost: x\r\n\r\n",
     "a space in a header's name": b"GET /livez HTTP/1.1\r\nHo st: x\r\n\r\n",
     "two lengths": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
     "a length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -154,6 +156,16 @@ def test_http_1_0_needs_no_host(server: ServerProcess) -> None:
     with connect(server) as connection:
         connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_an_upgrade_is_passed_over_and_ends_the_connection(server: ServerProcess) -> None:
+    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(ask + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        reply = read_all(connection)
+    assert reply.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in reply.lower()
+    assert reply.count(b"HTTP/1.1") == 1
 
 
 def test_what_is_no_http_is_refused_with_a_problem_and_counted(server: ServerProcess) -> None:
