@@ -222,7 +222,7 @@ def _open_series(
     if given is not None:
         found = f"TIFF with axes {axes} of shape {sizes}"
         all_axes, all_sizes = series.get_axes(False), series.get_shape(False)  # those of length 1 too
-        if all_axes.endswith("S") and all_sizes[-1] == 1 and len(given) < len(all_axes):  # grey, as nobody would say
+        if all_axes.endswith("S") and all_sizes[-1] == 1 and "S" not in given.upper():  # grey, as nobody would say
             all_axes, all_sizes = all_axes[:-1], all_sizes[:-1]
         if len(sizes) != len(given) == len(all_sizes):
             axes, sizes = all_axes, all_sizes
@@ -263,10 +263,12 @@ def _open_series(
         is_colour = False
     # writers call a fourth sample alpha without being asked; who says that the samples are channels means all of them
     said = given is not None and sample_letter not in (None, "S")
-    n_alpha = 0 if said else sum(int(extra) in (1, 2) for extra in page.extrasamples)
+    first_extra = samples - len(page.extrasamples)
+    alpha = set() if said else {first_extra + i for i, extra in enumerate(page.extrasamples) if int(extra) in (1, 2)}
     # samples beside each other that are neither colours nor alpha are channels, each a plane of its own
-    n_channels = 1 if is_colour else max(samples - n_alpha, 1)
-    store = _TiffStore(tiff, series, data, n_channels, is_colour)
+    channels = (0,) if is_colour else tuple(i for i in range(samples) if i not in alpha) or (0,)
+    n_channels = len(channels)
+    store = _TiffStore(tiff, series, data, channels, is_colour)
     if n_channels > 1:
         letter = "C" if sample_letter in (None, "S") else sample_letter
         taken = any(letter == other for other, _ in outer)
@@ -299,10 +301,15 @@ class _TiffStore:
     """The planes of one series: its pages, and in them the samples that are channels."""
 
     def __init__(
-        self, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, data: bytes, n_channels: int, is_colour: bool
+        self,
+        tiff: tifffile.TiffFile,
+        series: tifffile.TiffPageSeries,
+        data: bytes,
+        channels: tuple[int, ...],
+        is_colour: bool,
     ) -> None:
         self._tiff, self._series, self._data = tiff, series, data
-        self._n_channels, self._is_colour = n_channels, is_colour
+        self._channels, self._is_colour = channels, is_colour
         page = series.keyframe
         self._page = page
         self._n_in_series = series.size // max(page.imagelength * page.imagewidth * page.samplesperpixel, 1)
@@ -342,7 +349,7 @@ class _TiffStore:
     def read_rows(self, index: int, start: int, stop: int) -> Image:
         page = self._page
         height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-        number, sample = divmod(index, self._n_channels)
+        number, channel = divmod(index, len(self._channels))
         if (start, stop) != (0, height) and self.by_rows(index):
             pixels = self._read_part(number, start, stop).reshape(stop - start, width, samples)
         else:
@@ -351,7 +358,7 @@ class _TiffStore:
                 pixels = np.moveaxis(pixels.reshape(samples, height, width), 0, -1)
             pixels = pixels.reshape(height, width, samples)[start:stop]
         if not self._is_colour:
-            pixels = pixels[:, :, sample]
+            pixels = pixels[:, :, self._channels[channel]]
         if self._palette:
             numbers = pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels  # 1 bit
             return np.ascontiguousarray(np.moveaxis(np.asarray(page.colormap), 0, -1)[numbers])

@@ -42,6 +42,7 @@ SQUARE: Pixels = np.tile(GREY, (2, 2))[:48, :48]
 RGBA: Pixels = np.dstack([RGB, GREY[::-1, ::-1]])
 RGB16: Pixels = np.dstack([GREY16, GREY16[::-1], GREY16[:, ::-1]])
 BITS: Pixels = RNG.integers(0, 2, GREY.shape).astype(bool)
+MANY: Pixels = np.dstack([GREY16, GREY16[::-1], GREY16[:, ::-1], GREY16 // 2, GREY16 // 3])
 STACK: Pixels = RNG.integers(0, 65536, (2, 3, 4, 12, 14)).astype(np.uint16)  # T Z C Y X
 CALIBRATED = "ImageJ=1.54f\nunit=micron\nyunit=mm\n"
 FOUR: Pixels = RNG.integers(0, 65536, (4, 12, 14)).astype(np.uint16)
@@ -237,6 +238,13 @@ CASES: dict[str, Case] = {
     "tifffile rgb and a sample that is called nothing": tiff(RGBA, RGBA, photometric="rgb", extrasamples=["unspecified"]),
     "tifffile rgb and a sample, taken as a channel": tiff(
         RGBA[..., 3], RGBA, photometric="rgb", extrasamples=["unspecified"], query={"axes": "YXC", "channel": "3"}
+    ),
+    "tifffile alpha between the channels": tiff(
+        MANY[..., 4], MANY, photometric="minisblack", planarconfig="contig", query={"channel": "3"},
+        extrasamples=["assocalpha", "unspecified", "unspecified", "unspecified"],
+    ),
+    "tifffile planes, more axes said than there are": tiff(
+        "ambiguous_axes", ZYX, photometric="minisblack", metadata=None, query={"axes": "CZYX", "channel": "0"}
     ),
     "tifffile six samples called rgb": tiff("ambiguous_axes", np.dstack([RGB, RGB]), photometric="rgb", planarconfig="contig"),
     # TIFF, stacks
