@@ -224,9 +224,14 @@ def _without_results(files: Sequence[Path], root: Path, out: Path | None) -> lis
     def is_result(file: Path) -> bool:
         if not (match := _RESULT.fullmatch(file.stem)):
             return False
-        if file.parent not in stems:
-            stems[file.parent] = {other.stem for other in file.parent.iterdir() if _is_image(other)}
-        return match["image"] in stems[file.parent]
+        below = file.parent.relative_to(root).parts
+        # beside its image, or in a folder of results that has the folders of the images below it
+        return any(match["image"] in stems_in(root.joinpath(*below[n:])) for n in range(len(below) + 1))
+
+    def stems_in(folder: Path) -> set[str]:
+        if folder not in stems:
+            stems[folder] = {other.stem for other in folder.iterdir() if _is_image(other)} if folder.is_dir() else set()
+        return stems[folder]
 
     return [file for file in images if not is_result(file)]
 

@@ -115,8 +115,11 @@ def encode_tiff(
     shape = planes[0].shape
     dtype = np.result_type(*{plane.dtype for plane in planes})
     colour = len(shape) == 3
+    # all six axes, for of fewer tifffile takes a width of 1 for the samples of one colour
+    lengths = dict(zip(places.axes, places.sizes, strict=True))
+    stack = tuple(lengths.get(axis, 1) for axis in IMAGEJ_AXES)
     metadata: dict[str, Any] = {
-        "axes": f"{places.axes}{'YXS' if colour else 'YX'}",
+        "axes": f"{IMAGEJ_AXES}YXS",
         "Info": "\n".join(f"{key}={value}" for key, value in (text or {}).items()),
     }
     if not colour:
@@ -134,7 +137,7 @@ def encode_tiff(
     with tifffile.TiffWriter(buffer, imagej=True, byteorder="<") as writer:
         writer.write(
             _as_dtype((planes[number] for number in places.order), dtype),
-            shape=(*places.sizes, *shape),
+            shape=(*stack, *shape) if colour else (*stack, *shape, 1),
             dtype=dtype,
             photometric="rgb" if colour else "minisblack",
             compression="zlib",

@@ -395,6 +395,10 @@ def test_results_within_the_folder_of_images_are_no_images_either(server: Server
     for _ in range(2):
         assert main(["segment", str(tmp_path), "--out", str(tmp_path / "masks"), "--url", server.url]) == 0
     assert len(results(tmp_path)) == 4
+    # nor of a run that writes elsewhere
+    for files in (str(tmp_path), str(tmp_path / "**" / "*.png")):
+        assert main(["segment", files, "--out", str(tmp_path / "more"), "--url", server.url]) == 0
+        assert len(results(tmp_path)) == 6
 
 
 @pytest.mark.parametrize(

@@ -93,3 +93,15 @@ def test_colour_stays_colour_and_bytes_are_the_same_each_time() -> None:
     assert axes == "ZYXS"
     np.testing.assert_array_equal(found, colour)
     assert data == encode_tiff([pack(plane) for plane in colour], axes="Z", sizes=(2,))
+
+
+@pytest.mark.parametrize("shape", [(20, 1), (1, 20), (1, 1), (20, 3), (20, 4)])
+@pytest.mark.parametrize(("axes", "sizes"), [("", ()), ("Z", (4,)), ("TC", (2, 3))])
+def test_planes_of_any_width_are_no_samples_of_a_colour(
+    shape: tuple[int, int], axes: str, sizes: tuple[int, ...]
+) -> None:
+    stack = RNG.integers(0, 500, (*sizes, *shape)).astype(np.uint16)
+    data = encode_tiff([pack(plane) for plane in stack.reshape(-1, *shape)], axes=axes, sizes=sizes)
+    found_axes, found, _ = read(data)
+    assert found_axes == f"{axes}YX"
+    np.testing.assert_array_equal(found.reshape(stack.shape), stack)
