@@ -179,21 +179,24 @@ def _doubtful_levels(main: Sequence[tifffile.TiffPageSeries]) -> int:
 
     Formats of slide scanners have rules of their own, and what lies below a page belongs to it.
     """
-    for each in main:
-        for number, level in enumerate(each.levels):
-            if number and each.kind == "generic" and not (level.keyframe.is_subifd or level.keyframe.is_reduced):
-                return number
-    return 0
+    return next((number for each in main for number, _ in _unnamed_levels(each)), 0)
+
+
+def _unnamed_levels(series: tifffile.TiffPageSeries) -> list[tuple[int, tifffile.TiffPageSeries]]:
+    """The levels below the first that nothing in the file calls so, with their numbers."""
+    if series.kind != "generic":
+        return []
+    levels = list(enumerate(series.levels))[1:]
+    return [(number, level) for number, level in levels if not (level.keyframe.is_subifd or level.keyframe.is_reduced)]
 
 
 def _apart(main: Sequence[tifffile.TiffPageSeries]) -> list[tifffile.TiffPageSeries]:
     """Series of which those levels that nothing calls so are series of their own, in the order of the file."""
     found = list(main)
     for each in main:
-        doubtful = [level for level in each.levels[1:] if not (level.keyframe.is_subifd or level.keyframe.is_reduced)]
-        if each.kind == "generic":
-            each.levels[:] = [level for level in each.levels if level not in doubtful]
-            found += doubtful
+        doubtful = [level for _, level in _unnamed_levels(each)]
+        each.levels[:] = [level for level in each.levels if level not in doubtful]
+        found += doubtful
     return sorted(found, key=lambda each: each.keyframe.index)
 
 

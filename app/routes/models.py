@@ -14,6 +14,7 @@ from app.schemas import ModelDetail, ModelList, ModelSummary
 from app.service import Service
 from model.quality import PROFILE_KEY
 
+# A text beside the weights that is longer is cut: it goes into an answer whole.
 MAX_ABOUT_CHARS = 100_000
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -76,7 +77,7 @@ def _read_about(folder: Path, model: Model) -> str | None:
             text = file.read(MAX_ABOUT_CHARS)
     except OSError:
         return None
-    return text if model.segmenter.version[:12] in text else None
+    return text if model.version[:12] in text else None
 
 
 def _without_lists(card: dict[str, Any]) -> dict[str, Any]:
