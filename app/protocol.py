@@ -6,7 +6,9 @@ What is no request gets a problem like any other refusal, and is counted. Deadli
 import asyncio
 import logging
 import uuid
+from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import (
@@ -42,8 +44,16 @@ class Protocol(HttpToolsProtocol):
     _unfinished_bytes = 0  # fed to it since the head began
     _refused = False
     _error: RequestError | None = None
+    _framing: bytes | None = (
+        None  # of the body beside an upgrade that is passed over: the header that says where it ends
+    )
+    _is_replaying = False
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = _Parser(self)  # type: ignore[assignment]  # all that uvicorn calls of it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -70,16 +80,22 @@ class Protocol(HttpToolsProtocol):
             self._await_head()  # line breaks between two requests, which begin none and end uvicorn's own patience
 
     def on_message_begin(self) -> None:
+        if self._is_replaying:
+            return
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = self._unfinished_bytes = 0
         self._await_head()
 
     def on_url(self, url: bytes) -> None:
+        if self._is_replaying:
+            return
         self._measure(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_replaying:
+            return
         self._measure(len(name) + len(value) + 4)
         if not self._in_head:
             return  # a trailer: what comes after the body changes nothing about it
@@ -88,6 +104,8 @@ class Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_replaying:
+            return
         self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -100,13 +118,26 @@ class Protocol(HttpToolsProtocol):
         if codings and codings.strip().lower() != b"chunked":  # RFC 9112, 6.1
             found = codings[:50].decode("latin-1")
             self._fail(TransferCodingError(f"Transfer-Encoding {found!r}; chunked alone is understood"))
-        upgrades = self.parser.should_upgrade()
-        if upgrades and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
-            # the parser takes what follows for another protocol: the body would be read as the next request
-            self._fail(MalformedHTTPError("a body beside an Upgrade header is not read; send it without that header"))
+        if self.parser.should_upgrade():
+            bodies = [b"%s: %s" % item for item in self.headers if item[0] in (b"content-length", b"transfer-encoding")]
+            if self.parser.get_method() == b"CONNECT" and bodies:
+                self._fail(MalformedHTTPError("a CONNECT with a body; it has none (RFC 9110, 9.3.6)"))
+            self._framing = b"\r\n".join(bodies)
         super().on_headers_complete()
-        if upgrades and self.cycle is not None:
-            self.cycle.keep_alive = False  # nor is what follows in the same packet a request for certain
+        if self.scope["method"] == "CONNECT":
+            self.cycle.keep_alive = False  # what follows is no request
+
+    def on_message_complete(self) -> None:
+        if not self._framing:  # else the parser ends a message whose body it has left out
+            super().on_message_complete()
+
+    def pass_over_upgrade(self, parser: httptools.HttpRequestParser) -> None:
+        """Bring a new parser to where the body of the request begins whose head the last one has read."""
+        framing, self._framing = self._framing, None
+        if framing:
+            self._is_replaying = True
+            parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % framing)
+            self._is_replaying = False
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn does where the parser gives up."""
@@ -205,6 +236,42 @@ class Protocol(HttpToolsProtocol):
                 self._watch_writing(now_left)
 
         self._stall_timer = self.loop.call_later(idle_s, look)
+
+
+class _Parser:
+    """httptools' parser of requests, to which an Upgrade header changes nothing, as RFC 9110, 7.8 allows.
+
+    The library takes all that follows such a head for another protocol. Java's HttpClient asks for HTTP/2 with every
+    connection, bodies or not, and goes on in HTTP/1.1 where nobody answers that.
+
+    Args:
+        protocol: whose callbacks are called.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self._parser = self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> None:
+        """As the library has it, but it never raises HttpParserUpgrade."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._parser.get_method() == b"CONNECT":
+                    return  # what follows is for nobody here
+                data = data[upgrade.args[0] :]
+                self._parser = self._make()
+                self._protocol.pass_over_upgrade(self._parser)
+
+    def _make(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self._protocol)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        return parser
 
 
 def make_protocol(service: Service) -> type[Protocol]:

@@ -141,8 +141,7 @@ MALFORMED = {
     "no Host": b"GET /livez HTTP/1.1\r\n\r\n",
     "two Hosts": b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "two Hosts, HTTP/1.0": b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n",
-    "a body beside an upgrade": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 34\r\nConnection: Upgrade\r\n"
-    b"Upgrade: h2c\r\n\r\nGET /models HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a CONNECT with a body": b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
     "a space in a header's name": b"GET /livez HTTP/1.1\r\nHo st: x\r\n\r\n",
     "two lengths": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
     "a length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -158,14 +157,35 @@ def test_http_1_0_needs_no_host(server: ServerProcess) -> None:
         assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_an_upgrade_is_passed_over_and_ends_the_connection(server: ServerProcess) -> None:
-    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+@pytest.mark.parametrize("body", ["none", "counted", "empty", "in chunks"])
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_an_upgrade_changes_nothing_about_a_request(server: ServerProcess, body: str, step: int) -> None:
+    hidden = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"  # in the body, where it is no request
+    form = b"--b\r\nContent-Disposition: form-data; name=file; filename=x\r\n\r\n" + hidden + b"\r\n--b--\r\n"
+    upgrade = b" HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AA\r\nUpgrade: h2c\r\n"
+    post = b"POST /segment" + upgrade + b"Content-Type: multipart/form-data; boundary=b\r\n"
+    first = {
+        "none": b"GET /livez" + upgrade + b"\r\n",
+        "counted": post + b"Content-Length: %d\r\n\r\n" % len(form) + form,
+        "empty": b"GET /livez" + upgrade + b"Content-Length: 0\r\n\r\n",
+        "in chunks": post + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(form), form),
+    }[body]
+    sent = first + first + b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with connect(server) as connection:
-        connection.sendall(ask + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        for start in range(0, len(sent), step):
+            connection.sendall(sent[start : start + step])
+        replies = read_all(connection).split(b"HTTP/1.1 ")[1:]
+    own = b"200" if body in ("none", "empty") else b"415"
+    assert [reply[:3] for reply in replies] == [own, own, b"200"]
+
+
+def test_nothing_after_a_connect_is_a_request(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         reply = read_all(connection)
-    assert reply.startswith(b"HTTP/1.1 200")
-    assert b"connection: close" in reply.lower()
-    assert reply.count(b"HTTP/1.1") == 1
+    assert reply.startswith(b"HTTP/1.1 4")
+    assert reply.count(b"HTTP/1.1 4") == 1
+    assert b"HTTP/1.1 200" not in reply
 
 
 def test_what_is_no_http_is_refused_with_a_problem_and_counted(server: ServerProcess) -> None:
