@@ -70,7 +70,11 @@ def _segment(options: argparse.Namespace) -> int:
     tasks = _plan(options.files, options.out, _name_result(options))
     todo = tasks if options.overwrite else [task for task in tasks if not _is_done(task)]
     if len(todo) < len(tasks):
-        print(f"{len(tasks) - len(todo)} of {len(tasks)} results are there already (--overwrite)", file=sys.stderr)
+        print(
+            f"{len(tasks) - len(todo)} of {len(tasks)} results are there already, whatever settings made them "
+            "(--overwrite makes them anew)",
+            file=sys.stderr,
+        )
     if not todo:
         return 0
     with Client(options.url, retries=0, key=options.key) as client:
@@ -274,7 +278,9 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--level", type=int, help="level of a pyramid; 0 is the full resolution")
     segment.add_argument("--format", choices=get_args(Format), help="of pictures; tiff is what ImageJ reads")
     segment.add_argument("--jobs", type=_jobs, default=JOBS, help=f"images under way at a time ({JOBS})")
-    segment.add_argument("--overwrite", action="store_true", help="do again what has a result already")
+    segment.add_argument(
+        "--overwrite", action="store_true", help="do again what has a result already, as after a change of settings"
+    )
     _add_url(segment)
     models = commands.add_parser("models", help="list the models of a running service")
     models.set_defaults(run=_models)

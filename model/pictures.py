@@ -120,7 +120,10 @@ class _PictureStore:
         self._picture.close()
 
     def _read_16_bit_png(self) -> Image:
-        pixels: Image = np.asarray(imagecodecs.png_decode(self._data))
+        try:
+            pixels: Image = np.asarray(imagecodecs.png_decode(self._data))
+        except imagecodecs.PngError as error:
+            raise UndecodableImageError("the PNG is damaged, or a part of it is missing") from error
         if pixels.ndim == 3 and pixels.shape[2] in (1, 2):  # grey, or grey and alpha
             pixels = pixels[:, :, 0]
         if pixels.shape[:2] != (self._picture.height, self._picture.width):

@@ -337,7 +337,9 @@ class _TiffStore:
         dtype = None if page.dtype is None else np.dtype(page.dtype)
         check_plane(page.imagelength, page.imagewidth, samples, dtype, max_pixels)
         if self._is_colour and samples not in (3, 4):
-            raise AmbiguousAxesError(f"{samples} samples a pixel, called RGB; allowed are 3 (RGB) and 4 (RGBA)")
+            raise AmbiguousAxesError(
+                f"{samples} samples a pixel, called RGB; allowed are 3 (RGB) and 4 (RGBA); of channels say axes=YXC"
+            )
         if len(self._series) != self._n_in_series and self._contiguous_at() is None:
             # several planes packed into one page are unpacked together
             check_size(page.imagelength * self._n_in_series, page.imagewidth, max_pixels)
@@ -625,7 +627,7 @@ def _positive(value: object) -> float | None:
 
 
 def _read_channel_names(tiff: tifffile.TiffFile, count: int) -> tuple[str, ...]:
-    """As many as there are channels, or none."""
+    """As many as there are channels, or none; one that the file leaves without a name is called by its number."""
     if tiff.is_ome:
         named = {
             tuple(each.get("Name", "") for each in pixels if each.tag.endswith("}Channel"))
@@ -637,7 +639,9 @@ def _read_channel_names(tiff: tifffile.TiffFile, count: int) -> tuple[str, ...]:
         names = tuple(str(label) for label in ([labels] if isinstance(labels, str) else labels))
     else:
         names = ()
-    return names if len(names) == count and all(names) else ()
+    if len(names) != count or not any(names):
+        return ()
+    return tuple(name or str(number) for number, name in enumerate(names))
 
 
 # --- what forbids reading -------------------------------------------------------------------------------------------

@@ -290,6 +290,8 @@ CASES: dict[str, Case] = {
     "ome": tiff("ambiguous_axes", STACK, **OME),
     "ome, a channel": tiff(STACK[:, :, 0], STACK, **OME, query={"channel": 0}),
     "ome, channel by name": tiff(CYX[1], CYX, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "Cy3", "Cy5"]}}, query={"channel": "GFP"}),
+    "ome, channel by name, one of them nameless": tiff(CYX[1], CYX, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "", "Cy5"]}}, query={"channel": "GFP"}),
+    "ome, channel without a name": tiff(CYX[2], CYX, ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "", "Cy5"]}}, query={"channel": "2"}),
     "ome in another order": tiff(np.moveaxis(STACK, 0, 1)[:, :, 1], np.moveaxis(STACK, 0, 1), ome=True, metadata={"axes": "ZTCYX"}, query={"channel": 1}),
     "ome rgb": tiff(RGB, RGB, ome=True, photometric="rgb", metadata={"axes": "YXS"}),
     "ome times, compressed": tiff(ZYX, ZYX, ome=True, compression="zlib", tile=(16, 16), metadata={"axes": "TYX"}),
