@@ -24,6 +24,8 @@ from model.twin import twin_path
 logger = logging.getLogger("app.registry")
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # fit for a header, a URL and a file
+# At the start; more would compete for memory and gain nothing.
+LOADED_AT_ONCE = 2
 Signature = tuple[int, int, int, int]
 
 
@@ -116,9 +118,17 @@ class Registry:
             self._put(default, segmenter)
             if default in files:
                 self._seen[default] = files[default].signature
-            for name, file in files.items():
-                if name != default:
+            # A model that warms up keeps one core busy for half of its time; a GPU's graphs are captured one by one.
+            limit = asyncio.Semaphore(LOADED_AT_ONCE if segmenter.runtime.device == "cpu" else 1)
+
+            async def load(name: str, file: _File) -> None:
+                async with limit:
                     await self._load_file(name, file)
+
+            async with asyncio.TaskGroup() as group:
+                for name, file in files.items():
+                    if name != default:
+                        group.create_task(load(name, file))
 
     @property
     def default(self) -> Model | None:

@@ -230,7 +230,7 @@ class Segmenter:
             batch = generator.random((1, channels, side, side), dtype=np.float32)
             if self.config.normalisation == "raw":
                 batch *= 255
-            logits = self.runtime.run(batch)
+            logits = self.runtime.run(batch, alone=True)
             if not np.isfinite(logits).all():
                 raise WeightsError("the network answers a test picture with NaN or infinity")
             if not np.ptp(logits, axis=(0, 2, 3)).any():  # of each of its maps
