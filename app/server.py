@@ -26,7 +26,7 @@ from app.main import create_app
 from app.peers import Peers
 from app.protocol import make_protocol
 from app.rates import RateLimit, rates_of
-from app.settings import Settings
+from app.settings import Settings, describe_strangers
 from app.shared import hold, make_shared_folder
 from app.supervisor import FAILED_START, Supervisor, describe_address
 
@@ -96,6 +96,8 @@ def serve(settings: Settings) -> int:
     """
     _raise_file_limit()
     set_up_logging(settings.log_level, settings.log_format)
+    for line in describe_strangers(os.environ):
+        logger.warning(line)
     if settings.workers == 1:
         return _run(create_app(settings), settings)
     with ExitStack() as stack:

@@ -1,5 +1,7 @@
 """Every choice an operator may make, read once from MASKWELL_* variables and passed down."""
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +13,15 @@ from model.runtime import Precision, available_cpus
 
 MIB = 1024**2
 SECRETS = ("admin_key", "keys")
+PREFIX = "MASKWELL_"
+# What the client and the command read.
+OTHERS = ("MASKWELL_URL", "MASKWELL_KEY")
 
 
 class Settings(BaseSettings):
     """What the service is run with; each field is the environment variable MASKWELL_ and its name."""
 
-    model_config = SettingsConfigDict(env_prefix="MASKWELL_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
@@ -184,6 +189,19 @@ def describe_settings() -> str:
         default = "none" if field.default is None else field.default
         lines.append(f"  MASKWELL_{name.upper():<24} {field.description} [{default}]")
     return "\n".join(lines)
+
+
+def describe_strangers(environment: Mapping[str, str]) -> list[str]:
+    """A line for each MASKWELL_* variable that is no setting; one that is misspelt would else be ignored in silence."""
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    lines = []
+    for name in sorted(environment):
+        if not name.upper().startswith(PREFIX) or name.upper() in (*known, *OTHERS):
+            continue
+        alike = difflib.get_close_matches(name.upper(), known, n=1)
+        meant = f"; is {alike[0]} meant?" if alike else ""
+        lines.append(f"{name} is no setting and is ignored{meant}")
+    return lines
 
 
 def describe_mistakes(error: ValidationError) -> str:

@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             from training.__main__ import main as train
 
-            return train(["fit" if given[0] == "train" else given[0], *given[1:]])
-        except ModuleNotFoundError as error:
-            print(f"error: {error.name} is not installed: pip install 'maskwell[training]'", file=sys.stderr)
+        except ModuleNotFoundError:  # an image that serves and no more
+            print("error: the training package is not installed: pip install 'maskwell[training]'", file=sys.stderr)
             return 2
+        return train(["fit" if given[0] == "train" else given[0], *given[1:]])
     options = _parser().parse_args(given)
     try:
         status: int = options.run(options)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from training.data import Pair
 
 
+INSTALL = "make .venv/training, or pip install 'maskwell[training]'"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 refused or stopped early, 2 where nothing could start."""
     options = _parser().parse_args(arguments)
@@ -26,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except OSError as error:  # a full disk, say; all that matters is written in one step, and stays as it was
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; training needs more than serving: {INSTALL}", file=sys.stderr)
         return 2
     return status
 

@@ -1,6 +1,6 @@
 """GET /docs: Swagger UI from the service itself, under a policy that lets it load nothing from elsewhere."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse
 
@@ -8,20 +8,21 @@ from app.routes.page import allow_inline
 
 router = APIRouter(include_in_schema=False)
 
-STATIC_URL = "/static-offline-docs"  # where fastapi-offline puts the files of Swagger UI
+# Where fastapi-offline puts the files of Swagger UI. Relative, as all addresses here: a proxy may have put the service
+# under a path of its own.
+STATIC_URL = "static-offline-docs"
 
 
 @router.get("/docs")
-async def docs(request: Request) -> HTMLResponse:
+async def docs() -> HTMLResponse:
     """The interactive documentation."""
-    root = request.scope.get("root_path", "")
     page = get_swagger_ui_html(
-        openapi_url=f"{root}/openapi.json",
+        openapi_url="openapi.json",
         title="Maskwell: API",
         oauth2_redirect_url=None,
-        swagger_js_url=f"{root}{STATIC_URL}/swagger-ui-bundle.js",
-        swagger_css_url=f"{root}{STATIC_URL}/swagger-ui.css",
-        swagger_favicon_url=f"{root}{STATIC_URL}/favicon.png",
+        swagger_js_url=f"{STATIC_URL}/swagger-ui-bundle.js",
+        swagger_css_url=f"{STATIC_URL}/swagger-ui.css",
+        swagger_favicon_url=f"{STATIC_URL}/favicon.png",
     )
     digests = allow_inline(bytes(page.body).decode())
     page.headers["Content-Security-Policy"] = "; ".join(

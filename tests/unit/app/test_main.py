@@ -248,9 +248,10 @@ def test_the_documentation_comes_from_the_service_alone(client: TestClient) -> N
     addresses = re.findall(r"""(?:src|href)=["']([^"']+)|url: *["']([^"']+)""", page)
     found = [first or second for first, second in addresses]
     assert len(found) >= 4
-    assert all(address.startswith("/") and not address.startswith("//") for address in found)
+    # relative, so that it works under whatever path a proxy puts it
+    assert not any(address.startswith("/") or ":" in address for address in found)
     for address in found:
-        assert client.get(address).status_code == 200
+        assert client.get(f"/{address}").status_code == 200
 
 
 def test_every_operation_documents_its_problems(client: TestClient) -> None:

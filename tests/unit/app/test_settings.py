@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, describe_mistakes, describe_settings
+from app.settings import Settings, describe_mistakes, describe_settings, describe_strangers
 
 
 def test_each_setting_has_a_description() -> None:
@@ -19,6 +19,19 @@ def test_settings_come_from_the_environment_and_cannot_be_changed(monkeypatch: p
     assert (settings.weights_dir, settings.batch_wait_ms) == (Path("/models"), 2.5)
     with pytest.raises(ValidationError):
         setattr(settings, "port", 1)  # noqa: B010  # a plain assignment is refused by the type checker already
+
+
+def test_a_variable_that_is_no_setting_is_told() -> None:
+    environment = {
+        "MASKWELL_KEY_FILE": "keys.txt",
+        "maskwell_port": "1",
+        "MASKWELL_URL": "x",
+        "MASKWELL_KEY": "x",
+        "HOME": "/",
+    }
+    assert describe_strangers(environment) == [
+        "MASKWELL_KEY_FILE is no setting and is ignored; is MASKWELL_KEYS_FILE meant?"
+    ]
 
 
 def test_an_empty_variable_is_as_if_it_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

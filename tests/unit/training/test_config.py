@@ -1,9 +1,12 @@
 """Recipes: the tutorial's numbers, and what is refused."""
 
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from training.__main__ import main
 from training.config import CLASSIC, Recipe, make_recipe
 from training.errors import TrainingError
 
@@ -58,3 +61,12 @@ def test_every_number_has_its_range() -> None:
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
     with pytest.raises(TrainingError, match="default, classic, membranes"):
         make_recipe("best", {})
+
+
+def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "training.synthesize", None)  # as an import that fails leaves it
+    assert main(["synthesize", str(tmp_path)]) == 2
+    assert "training.synthesize is not installed" in (said := capsys.readouterr().err)
+    assert "make .venv/training" in said
