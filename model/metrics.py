@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, optimize, sparse
+from scipy import ndimage, sparse
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.segmentation import watershed
 
 from model.types import Labels, Mask
@@ -73,9 +74,10 @@ def match_counts(y_true: Labels, y_pred: Labels, threshold: float) -> Counts:
     Returns:
         tp, fp, fn: matched pairs, predictions without a partner, true cells without one.
 
-    Source: the matching of Schmidt et al., MICCAI 2018 (StarDist): linear assignment by IoU above the threshold.
+    Source: the matching of Schmidt et al., MICCAI 2018 (StarDist): one to one at an IoU of the threshold; as
+        only the number of pairs counts, by scipy.sparse.csgraph.maximum_bipartite_matching.
     """
-    return _match(_Overlap(y_true, y_pred).iou, threshold)
+    return _match(_Overlap(y_true, y_pred), threshold)
 
 
 def score_cells(y_true: Labels, y_pred: Labels, thresholds: Sequence[float]) -> CellScores:
@@ -89,7 +91,7 @@ def score_cells(y_true: Labels, y_pred: Labels, thresholds: Sequence[float]) -> 
         The scores; 1 where there is nothing to find and nothing found.
     """
     overlap = _Overlap(y_true, y_pred)
-    return CellScores({value: _match(overlap.iou, value) for value in thresholds}, _aji(overlap), _pq(overlap))
+    return CellScores({value: _match(overlap, value) for value in thresholds}, _aji(overlap), _pq(overlap))
 
 
 def score_regions(y_true: Labels, y_pred: Labels) -> RegionScores:
@@ -147,7 +149,7 @@ def average_precision(counts: Counts) -> float:
 
 
 class _Overlap:
-    """Shared pixels of each true cell with each predicted one, their areas, and the IoU from these."""
+    """Which true cells meet which predicted ones, and in how many pixels; as many entries as pairs that meet."""
 
     def __init__(self, y_true: Labels, y_pred: Labels) -> None:
         _same_shape(y_true, y_pred)
@@ -155,45 +157,56 @@ class _Overlap:
         pred_ids, pred_index = np.unique(y_pred, return_inverse=True)
         table = sparse.coo_array(
             (np.ones(y_true.size), (true_index.ravel(), pred_index.ravel())), shape=(true_ids.size, pred_ids.size)
-        ).toarray()
-        of_true, of_pred = true_ids != 0, pred_ids != 0
-        self.shared = table[of_true][:, of_pred]
-        self.true_area, self.pred_area = table.sum(1)[of_true], table.sum(0)[of_pred]
-        self.union = self.true_area[:, None] + self.pred_area - self.shared
+        ).tocsr()
+        of_true, of_pred = np.flatnonzero(true_ids), np.flatnonzero(pred_ids)
+        self.true_area: npt.NDArray[np.float64] = table.sum(axis=1)[of_true]
+        self.pred_area: npt.NDArray[np.float64] = table.sum(axis=0)[of_pred]
+        met = table[of_true][:, of_pred].tocoo()
+        self.true_cell, self.pred_cell = met.coords  # in the order of true cells, then of predicted ones
+        self.shared = met.data
+        self.union = self.true_area[self.true_cell] + self.pred_area[self.pred_cell] - self.shared
         self.iou = self.shared / self.union
 
+    @property
+    def n_true(self) -> int:
+        return len(self.true_area)
 
-def _match(iou_table: npt.NDArray[np.float64], threshold: float) -> Counts:
-    n_true, n_pred = iou_table.shape
+    @property
+    def n_pred(self) -> int:
+        return len(self.pred_area)
+
+
+def _match(overlap: _Overlap, threshold: float) -> Counts:
+    n_true, n_pred = overlap.n_true, overlap.n_pred
     if min(n_true, n_pred) == 0:
         return 0, n_pred, n_true
-    # first of all as many pairs as can be, then the largest IoU
-    costs = -(iou_table >= threshold).astype(float) - iou_table / (2 * min(n_true, n_pred))
-    rows, columns = optimize.linear_sum_assignment(costs)
-    tp = int((iou_table[rows, columns] >= threshold).sum())
+    alike = overlap.iou >= threshold
+    pairs = overlap.true_cell[alike], overlap.pred_cell[alike]
+    graph = sparse.csr_array((np.ones(len(pairs[0]), dtype=np.bool_), pairs), shape=(n_true, n_pred))
+    tp = int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
     return tp, n_pred - tp, n_true - tp
 
 
 def _aji(overlap: _Overlap) -> float:
-    n_true, n_pred = overlap.iou.shape
+    n_true, n_pred = overlap.n_true, overlap.n_pred
     if n_true == 0 or n_pred == 0:
         return float(n_true == n_pred)
-    rows = np.arange(n_true)
-    best = overlap.iou.argmax(axis=1)
-    met = overlap.shared[rows, best] > 0
-    shared = overlap.shared[rows, best][met].sum()
+    # the best partner of each true cell that meets any: the first of its entries, once the best comes first
+    order = np.lexsort((overlap.pred_cell, -overlap.iou, overlap.true_cell))
+    met, first = np.unique(overlap.true_cell[order], return_index=True)
+    best = order[first]
     # a true cell that meets none counts with its own area
-    union = overlap.union[rows, best][met].sum() + overlap.true_area[~met].sum()
-    nobodys = np.setdiff1d(np.arange(n_pred), best[met])
-    return float(shared / (union + overlap.pred_area[nobodys].sum()))
+    union = overlap.union[best].sum() + np.delete(overlap.true_area, met).sum()
+    nobodys = np.delete(overlap.pred_area, np.unique(overlap.pred_cell[best])).sum()
+    return float(overlap.shared[best].sum() / (union + nobodys))
 
 
 def _pq(overlap: _Overlap) -> float:
-    n_true, n_pred = overlap.iou.shape
-    if n_true + n_pred == 0:
+    n_both = overlap.n_true + overlap.n_pred
+    if n_both == 0:
         return 1.0
     matched = overlap.iou > 0.5  # at most one partner each, by arithmetic
-    return float(overlap.iou[matched].sum() / (matched.sum() + 0.5 * (n_true + n_pred - 2 * matched.sum())))
+    return float(overlap.iou[matched].sum() / (matched.sum() + 0.5 * (n_both - 2 * matched.sum())))
 
 
 def _entropy(shares: npt.NDArray[np.float64]) -> float:

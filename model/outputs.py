@@ -138,12 +138,14 @@ def encode_plane(
     if output in NEEDS_IMAGE and image is None:
         raise ValueError(f"{output} needs the image")
     wanted = PICTURES if output == "all" else (output,)
+    if output in ("mask", "probability"):  # without labels, which take longer than either
+        values = segmentation.mask() * np.uint8(255) if output == "mask" else segmentation.maps.cell
+        quality = segmentation.quality(with_labels=output == "mask")
+        return PlaneParts(values.shape, {output: pack(values)}, quality=quality)
     labels = segmentation.labels()
     pictures = {}
     if "mask" in wanted:
-        pictures["mask"] = pack(
-            (labels > 0) * np.uint8(255) if output == "all" else segmentation.mask() * np.uint8(255)
-        )
+        pictures["mask"] = pack((labels > 0) * np.uint8(255))
     if "probability" in wanted:
         pictures["probability"] = pack(segmentation.maps.cell)
     if "labels" in wanted:

@@ -202,13 +202,6 @@ class ImageSource:
         numbers = self._planes.ravel().tolist()
         return len(numbers) == 1 and self._store.by_rows(numbers[0])
 
-    def position(self, plane: int) -> dict[str, int]:
-        """Where a plane lies, by the letters of `axes`: {"T": 0, "Z": 3}; empty for a single one."""
-        if not self.axes:
-            return {}
-        place = np.unravel_index(plane, self.sizes)
-        return dict(zip(self.axes, map(int, place), strict=True))
-
     def read(self, plane: int = 0) -> Image:
         """Decode a plane: (H, W), or (H, W, 3 or 4) in colour; bool, integer or float.
 

@@ -43,11 +43,11 @@ class Augmenter:
         recipe = self.recipe
         generator = np.random.default_rng(seed)
         if len(planes) > 1 and generator.random() < recipe.recolour_prob:
-            planes = _recolour(planes, generator)
+            planes = _recolour(planes, recipe, generator)
         if generator.random() < recipe.invert_prob:
-            planes = _invert(planes)
+            planes = _invert(planes, recipe)
         if recipe.crop_px and generator.random() < recipe.alone_prob:
-            planes, labels = _take_alone(planes, labels, recipe.crop_px, generator)
+            planes, labels = _take_alone(planes, labels, recipe, generator)
             planes, labels = _crop(planes, labels, recipe.crop_px, generator)
         elif generator.random() < recipe.warp_prob:
             planes, labels = _warp(planes, labels, recipe, generator)
@@ -75,8 +75,11 @@ def _crop(planes: Planes, labels: Labels, side: int, generator: np.random.Genera
     return planes[:, y : y + side, x : x + side], labels[y : y + side, x : x + side]
 
 
-def _take_alone(planes: Planes, labels: Labels, largest: int, generator: np.random.Generator) -> tuple[Planes, Labels]:
-    """A part of an image as if it were an image: its own percentiles are its scale. Half of them hold no cell."""
+def _take_alone(
+    planes: Planes, labels: Labels, recipe: Recipe, generator: np.random.Generator
+) -> tuple[Planes, Labels]:
+    """A part of an image as if it were an image, with a scale of its own. Half of them hold no cell."""
+    largest = recipe.crop_px
     empty = generator.random() < 0.5
     for _ in range(ALONE_TRIES):
         height, width = (int(generator.integers(min(ALONE_PX, side), min(largest, side) + 1)) for side in labels.shape)
@@ -85,8 +88,7 @@ def _take_alone(planes: Planes, labels: Labels, largest: int, generator: np.rand
         part = (slice(y, y + height), slice(x, x + width))
         if not empty or not labels[part].any():
             break
-    image = planes[:, *part].transpose(1, 2, 0)
-    return preprocess(image, n_channels=len(planes), normalisation="percentile"), labels[part]
+    return _rescale(planes[:, *part], recipe), labels[part]
 
 
 def _warp(planes: Planes, labels: Labels, recipe: Recipe, generator: np.random.Generator) -> tuple[Planes, Labels]:
@@ -146,7 +148,7 @@ def _change_intensity(planes: Planes, recipe: Recipe, generator: np.random.Gener
     return np.ascontiguousarray(planes, dtype=np.float32)
 
 
-def _recolour(planes: Planes, generator: np.random.Generator) -> Planes:
+def _recolour(planes: Planes, recipe: Recipe, generator: np.random.Generator) -> Planes:
     """Colour becomes grey, by any mixture of its channels; grey on dark ground becomes a colour, as software shows it.
 
     Of the whole picture, so that its scale can be that of a picture which came so.
@@ -154,7 +156,7 @@ def _recolour(planes: Planes, generator: np.random.Generator) -> Planes:
     if np.ptp(planes[:, ::4, ::4], axis=0).mean() > COLOUR_SHARE:
         weights = generator.dirichlet(np.ones(len(planes))).astype(np.float32)
         grey = np.tensordot(weights, planes, axes=1)
-        return preprocess(grey, n_channels=len(planes), normalisation="percentile")
+        return _rescale(np.repeat(grey[None], len(planes), axis=0), recipe)
     if np.median(planes[:, ::4, ::4]) > 0.5:
         return planes
     # squares make strong colours, one channel alone for example, as frequent as pale ones
@@ -163,9 +165,16 @@ def _recolour(planes: Planes, generator: np.random.Generator) -> Planes:
     return coloured
 
 
-def _invert(planes: Planes) -> Planes:
+def _invert(planes: Planes, recipe: Recipe) -> Planes:
     """Dark and bright exchanged. Of the whole picture, so that its scale is that of a picture which came so."""
-    return preprocess(-planes.transpose(1, 2, 0), n_channels=len(planes), normalisation="percentile")
+    return _rescale(1 - planes, recipe)
+
+
+def _rescale(planes: Planes, recipe: Recipe) -> Planes:
+    """The scale of a picture that came as it is now, where the recipe's depends on the picture."""
+    if recipe.normalisation != "percentile":
+        return planes
+    return preprocess(planes.transpose(1, 2, 0), n_channels=len(planes), normalisation="percentile")
 
 
 def _tint(planes: Planes, largest: float, generator: np.random.Generator) -> Planes:

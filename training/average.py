@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from training.errors import TrainingError
+from training.seen import read_seen
 from training.widen import widen
 
 
@@ -17,7 +18,7 @@ def average(weights: Sequence[Path], *, to: Path) -> str:
     Args:
         weights: two or more checkpoints of one architecture, one of which the others were trained from, or that were
             all trained from the same one. Those of runs with nothing in common give nonsense. Narrower ones are
-            widened as `fit --init` does it.
+            widened as `fit --init` does it; the last is the widest.
         to: where the checkpoint goes, its convolutions as float16; replaced in one step.
 
     Returns:
@@ -34,6 +35,8 @@ def average(weights: Sequence[Path], *, to: Path) -> str:
     checkpoints = [read_checkpoint(path) for path in weights]
     last = checkpoints[-1]
     for path, checkpoint in zip(weights, checkpoints, strict=True):
+        if checkpoint.config.architecture.width > last.config.architecture.width:
+            raise TrainingError(f"{path} is wider than {weights[-1]}; name the widest last")
         if _network(checkpoint, last) != _network(last, last):
             raise TrainingError(f"{path} is of another network than {weights[-1]}, or sees images otherwise")
     states = [_as_wide_as(last, checkpoint) for checkpoint in checkpoints]
@@ -42,8 +45,8 @@ def average(weights: Sequence[Path], *, to: Path) -> str:
         if value.is_floating_point():
             value = torch.stack([state[name] for state in states]).mean(dim=0)
         mean[name] = value
-    seen = {digest for checkpoint in checkpoints for digest in checkpoint.card.get("seen", ())}
-    card = {**last.card, "average_of": [checkpoint.version for checkpoint in checkpoints], "seen": sorted(seen)}
+    seen = read_seen(checkpoint.card for checkpoint in checkpoints)
+    card = {**last.card, "average_of": [checkpoint.version for checkpoint in checkpoints], **seen.to_card()}
     card.pop("scores", None)  # they are the last one's own
     return write_checkpoint(to, mean, last.config, card, half=True)
 

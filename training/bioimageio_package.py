@@ -205,6 +205,9 @@ def _readme(name: str, checkpoint: Checkpoint) -> str:
         if "dice" in scores
         else "The checkpoint holds no scores."
     )
+    cell = " + ".join(
+        channel for channel, kind in zip(_channels(config), config.outputs, strict=True) if kind == "cell"
+    )
     return f"""# {name}
 
 A U-Net that finds cells, trained with Maskwell. Training data: {checkpoint.card.get("data", "not said")}.
@@ -212,7 +215,7 @@ SHA-256 of the checkpoint: `{checkpoint.version}`.
 
 ## From probabilities to cells
 
-A pixel belongs to a cell where the probability `{_channels(config)[config.outputs.index("cell")]}` is at least
+A pixel belongs to a cell where the probability `{cell}` is at least
 {config.threshold:g}. Cells of fewer than {config.min_area_px} px are dropped. Maskwell parts touching cells by the
 other maps, if there are any, and numbers them; the connected regions of the mask are the simple way.
 

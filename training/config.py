@@ -63,7 +63,6 @@ class Recipe:
             images more often than small ones; False takes each image in turn.
         epochs: at most.
         batch_size: samples a step, over all devices together.
-        optimizer: RMSprop is the one that is built.
         lr, momentum, weight_decay, alpha: of RMSprop.
         schedule: `constant`, or `cosine` from lr to lr / 100 over the run, after a linear warm-up.
         warmup_steps: of the cosine schedule.
@@ -106,7 +105,6 @@ class Recipe:
     balance: bool = True
     epochs: int = 30
     batch_size: int = 4
-    optimizer: Literal["rmsprop"] = "rmsprop"
     lr: float = 1e-4
     momentum: float = 0.9
     weight_decay: float = 1e-6
@@ -145,6 +143,12 @@ class Recipe:
             raise TrainingError(f"lr {self.lr}; allowed is more than 0")
         if self.n_channels not in (1, 3):
             raise TrainingError(f"n_channels {self.n_channels}; allowed are 1 and 3")
+        changes = self.alone_prob, self.intensity_prob, self.recolour_prob, self.invert_prob
+        if self.normalisation == "raw" and any(changes):
+            raise TrainingError(
+                "normalisation raw needs alone_prob, intensity_prob, recolour_prob and invert_prob 0, "
+                "whose numbers are shares of a range of 0 to 1"
+            )
         if self.crop_px % 64 or self.crop_px == 64:
             raise TrainingError(f"crop_px {self.crop_px}; allowed are 0 (whole images) and multiples of 64 from 128 on")
         if self.crop_px == 0 and self.batch_size > 1:

@@ -34,14 +34,25 @@ class Pair:
     kind: Kind
     page: int | None = None
 
+    def read_image(self) -> Image:
+        """The image alone, (H, W) or (H, W, C).
+
+        Raises:
+            DataError: unreadable; names the file.
+        """
+        try:
+            return read_image(self.image, page=self.page)
+        except ImageError as error:
+            raise DataError(str(error)) from error
+
     def read(self) -> tuple[Image, Labels]:
         """The image, (H, W) or (H, W, C), and its truth, (H, W) int32: 0 background; 0/1 only where kind is `mask`.
 
         Raises:
             DataError: unreadable, of different sizes, or a truth that is not what it should be; names the files.
         """
+        image = self.read_image()
         try:
-            image = read_image(self.image, page=self.page)
             truths = [_single_channel(read_image(path, page=self.page), path) for path in self.truth]
         except ImageError as error:
             raise DataError(str(error)) from error
@@ -81,7 +92,7 @@ def find_pairs(folder: Path) -> list[Pair]:
     volume, labels = folder / "train-volume.tif", folder / "train-labels.tif"
     if volume.is_file() or labels.is_file():
         return _find_volume(volume, labels)
-    groups = [path for path in sorted(folder.iterdir()) if (path / "images").is_dir()]
+    groups = [path for path in sorted(folder.iterdir()) if (path / "images").is_dir() or (path / "masks").is_dir()]
     if groups:
         return [_find_group(path) for path in groups]
     raise DataError(
@@ -141,6 +152,8 @@ def part_touching(labels: Labels) -> npt.NDArray[np.bool_]:
 
 
 def _find_by_stem(folder: Path) -> list[Pair]:
+    if (folder / "label").is_dir() and (folder / "instances").is_dir():
+        raise DataError(f"{folder} has label/ and instances/ beside image/; move one away")
     kinds: list[Kind] = ["mask", "instances"]
     for kind, name in zip(kinds, ("label", "instances"), strict=True):
         if (folder / name).is_dir():
@@ -182,6 +195,8 @@ def _find_volume(volume: Path, labels: Path) -> list[Pair]:
 
 
 def _find_group(folder: Path) -> Pair:
+    if not (folder / "images").is_dir():
+        raise DataError(f"{folder / 'masks'} has no image: {folder / 'images'} is missing")
     images = list(_by_stem(folder / "images").values())
     if len(images) != 1:
         raise DataError(f"{folder / 'images'} holds {len(images)} images; one is needed")

@@ -151,19 +151,19 @@ class BatchKeys(Sampler[list[tuple[int, int]]]):
         self.steps = max(1, samples // batch_size)
         self.epoch = 0
         self.first_step = 0
-        self._batch_size = min(batch_size, samples)
+        self.batch_size = min(batch_size, samples)
         self._rank, self._world = rank, world
-        if self._batch_size % world:
+        if self.batch_size % world:
             # one without a sample would crash, and one with fewer would count for more
-            raise RunError(f"batches of {self._batch_size} samples for {world} devices; each takes as many of them")
+            raise RunError(f"batches of {self.batch_size} samples for {world} devices; each takes as many of them")
 
     def __len__(self) -> int:
         return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.first_step, self.steps):
-            first = step * self._batch_size
-            yield [(self.epoch, first + index) for index in range(self._rank, self._batch_size, self._world)]
+            first = step * self.batch_size
+            yield [(self.epoch, first + index) for index in range(self._rank, self.batch_size, self._world)]
 
 
 def _look(image: Image) -> str:

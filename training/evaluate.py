@@ -258,6 +258,8 @@ def score_answers(
 
 
 def _score_image(answer: Answer, found: Segmentation, has_cells: bool) -> ImageScore:
+    if has_cells:
+        found.labels()  # the mask follows from them, and not they from it
     truth, mask = answer.labels > 0, found.mask()
     score = ImageScore(answer.pair.name, answer.look, dice(truth, mask), iou(truth, mask))
     if not has_cells:

@@ -1,6 +1,5 @@
 """Put a candidate into service, unless it is worse than the weights there on the same images."""
 
-import fcntl
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +15,8 @@ from training.data import Pair
 from training.dataset import PairCache
 from training.errors import DataError, RefusedError, RunError
 from training.evaluate import Scores, evaluate
-from training.quantise import describe_twin, make_twin, split_for_twin, unseen_pairs
+from training.quantise import describe_twin, make_twin, publishing, split_for_twin
+from training.seen import unseen_pairs
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,7 @@ def publish(
     if not unseen:
         raise DataError(f"{candidate} was trained on all {len(pairs)} of these images; name others to compare on")
     to.parent.mkdir(parents=True, exist_ok=True)
-    with (to.parent / f".{to.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"another process publishes to {to}") from error
+    with publishing(to):
         current, old = None, None
         if to.exists():
             with suppress(WeightsError):  # what cannot be read cannot serve either, so anything is better

@@ -4,12 +4,13 @@ NNCF works on OpenVINO's graph of the network; what it adds is read out of its r
 from which the service builds the same network again.
 """
 
+import fcntl
 import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,17 +21,18 @@ import openvino as ov
 from tqdm import tqdm
 
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
+from model.errors import WeightsError
 from model.metrics import Counts, dice, score_cells
 from model.openvino_runtime import OpenVinoRuntime, build_graph, probe, quantise_graph, state_arrays
 from model.preprocess import preprocess
 from model.segmenter import Segmentation, Segmenter
 from model.tiling import Stitcher, plan_tiles
-from model.twin import Quantiser, Twin, TwinReport, twin_path, write_twin
+from model.twin import Quantiser, Twin, TwinReport, read_twin, twin_path, write_twin
 from model.types import Batch, Labels
 from training.data import Pair
-from training.dataset import image_digest
-from training.errors import DataError, RefusedError
+from training.errors import DataError, RefusedError, RunError
 from training.evaluate import AP_THRESHOLDS, pooled_mean_ap
+from training.seen import unseen_pairs
 
 # What rounding may cost.
 MAX_DICE_DROP = 0.002
@@ -94,16 +96,6 @@ def split_for_twin(pairs: Sequence[Pair], unseen: list[Pair]) -> Split:
     return Split(unseen[::2], unseen[1::2] or unseen)
 
 
-def unseen_pairs(pairs: Sequence[Pair], card: dict[str, Any]) -> list[Pair]:
-    """Those that the weights of a card were not trained on, told by their pixels, or by name in older cards."""
-    digests, split = card.get("seen"), card.get("split")
-    if isinstance(digests, list):
-        seen = set(digests)
-        return [pair for pair in pairs if image_digest(pair.read()[0]) not in seen]
-    names = set(split.get("train", ())) if isinstance(split, dict) else set()
-    return [pair for pair in pairs if pair.name not in names]
-
-
 def quantise(weights: Path, pairs: Sequence[Pair], *, quiet: bool = False) -> TwinReport:
     """Make the int8 twin of a file of weights, check it, and write it beside the file.
 
@@ -116,15 +108,36 @@ def quantise(weights: Path, pairs: Sequence[Pair], *, quiet: bool = False) -> Tw
         RefusedError: no twin is good enough; one that was there for other weights is gone then.
         WeightsError: the weights cannot be used.
         DataError: there are no images to check on.
+        RunError: another process publishes to the same file.
     """
-    checkpoint = read_checkpoint(weights)
-    try:
-        twin = make_twin(checkpoint, split_for_twin(pairs, unseen_pairs(pairs, checkpoint.card)), quiet=quiet)
-    except RefusedError:
-        twin_path(weights).unlink(missing_ok=True)
-        raise
-    write_twin(weights, twin)
+    read_checkpoint(weights)  # what is wrong with it is said before anything is written
+    with publishing(weights):
+        checkpoint = read_checkpoint(weights)
+        try:
+            twin = make_twin(checkpoint, split_for_twin(pairs, unseen_pairs(pairs, checkpoint.card)), quiet=quiet)
+        except RefusedError:
+            try:
+                read_twin(weights, checkpoint.version)
+            except WeightsError:  # damaged, or for other weights
+                twin_path(weights).unlink(missing_ok=True)
+            raise
+        write_twin(weights, twin)
     return twin.report
+
+
+@contextmanager
+def publishing(weights: Path) -> Iterator[None]:
+    """Nobody else publishes to a file of weights, or makes its twin, meanwhile.
+
+    Raises:
+        RunError: somebody else does.
+    """
+    with (weights.parent / f".{weights.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another process publishes to {weights}") from error
+        yield
 
 
 def make_twin(checkpoint: Checkpoint, split: Split, *, quiet: bool = False) -> Twin:
@@ -171,10 +184,10 @@ class _Reference:
         for pair in tqdm(pairs, desc="float32", unit="image", disable=quiet or None, leave=False):
             image, labels = pair.read()
             answer = segmenter.segment(image)
+            self._cells += _count_cells(pair, labels, answer)
             mask = answer.mask()
             self._masks.append(np.packbits(mask))
             self._dice.append(dice(labels > 0, mask))
-            self._cells += _count_cells(pair, labels, answer)
 
     def compare(self, twin: Twin, *, quiet: bool) -> TwinReport:
         segmenter = Segmenter(self._checkpoint, OpenVinoRuntime(self._checkpoint, twin=twin))
@@ -184,8 +197,8 @@ class _Reference:
         for pair, packed in zip(bar, self._masks, strict=True):
             image, labels = pair.read()
             answer = segmenter.segment(image)
-            mask = answer.mask()
             cells += _count_cells(pair, labels, answer)
+            mask = answer.mask()
             expected = np.unpackbits(packed, count=mask.size).reshape(mask.shape)
             scores.append(dice(labels > 0, mask))
             same += int((mask == expected).sum())

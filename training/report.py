@@ -120,7 +120,8 @@ def _fit(picture: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     scale = SHOWN_PX / max(picture.shape[:2])
     if scale >= 1:
         return picture
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 def _data_url(png: bytes) -> str:

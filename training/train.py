@@ -30,7 +30,7 @@ from tqdm import tqdm
 import training
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, Output, write_atomically, write_checkpoint
 from model.quality import PROFILE_KEY, make_profile
-from model.runtime import make_runtime
+from model.runtime import available_cpus, make_runtime
 from model.segmenter import Segmenter
 from training.config import Recipe
 from training.data import Pair
@@ -39,6 +39,7 @@ from training.errors import RunError
 from training.evaluate import Scores, evaluate
 from training.figures import draw_curves, draw_overlays
 from training.losses import segmentation_loss
+from training.seen import read_seen
 from training.widen import widen
 
 STATE_FORMAT = "maskwell-run/2"
@@ -136,7 +137,7 @@ def fit(
         keep_freed_memory()
     run_folder.mkdir(parents=True, exist_ok=True)
     if workers is None:
-        workers = choose_workers(fabric.device.type, fabric.world_size)
+        workers = choose_workers(fabric.device.type)
     with _locked(run_folder, fabric), _stop_signals() as stop:
         run = _Run(fabric, chosen, train, validation, recipe, run_folder, data_name, init, workers, quiet)
         finished = run.steps(stop, max_steps)
@@ -169,7 +170,7 @@ class _Run:
         self._data_name = data_name
         self._precision = precision
         self._init_version = None if init is None else init.version
-        self._seen_before: list[str] = [] if init is None else init.card.get("seen", [])
+        self._seen_before = read_seen([] if init is None else [init.card])
         hidden = quiet or not fabric.is_global_zero
         self._train = PairCache(train, quiet=hidden)
         self._validation = PairCache(validation, quiet=hidden) if fabric.is_global_zero else None
@@ -237,6 +238,7 @@ class _Run:
                     if due:
                         self._save()
                         saved_at = time.monotonic()
+                self._save()  # validation takes a while
                 self._end_epoch(writer)
                 saved_at = time.monotonic()
                 [stops] = self._agree(stop.asked or taken == last)
@@ -339,14 +341,14 @@ class _Run:
         return {
             "data": self._data_name,
             "split": self._split,
-            "seen": sorted({*self._train.digests, *self._seen_before}),
+            **self._seen_before.and_also(self._train.digests).to_card(),
             "scores": {"validation": scores.summary()},
             PROFILE_KEY: make_profile(self._train.intensities),
             "recipe": self.recipe.to_dict(),
             "init": self._init_version,
             "epoch": self.progress.epoch + 1,
             "steps": steps,
-            "samples": steps * self.recipe.batch_size,
+            "samples": steps * self._keys.batch_size,
             "commit": _git_commit(),
             "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "torch": torch.__version__,
@@ -479,11 +481,16 @@ def model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> Mo
     )
 
 
-def choose_workers(device_type: str, world_size: int) -> int:
-    """How many processes prepare samples for one device."""
+def choose_workers(device_type: str) -> int:
+    """How many processes prepare samples for one device: its share of the cores of this machine."""
     if device_type == "cpu":
         return 0
-    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // world_size))
+    return max(1, min(MAX_WORKERS, available_cpus() // _local_world_size()))
+
+
+def _local_world_size() -> int:
+    """Processes that train on this machine; torchrun says so in the environment."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
@@ -504,8 +511,7 @@ def _make_fabric(device: str, precision: Precision | None, recipe: Recipe) -> tu
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("device cuda; this machine has no GPU that PyTorch can use")
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    # torchrun says so in the environment where it starts several processes
-    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), _local_world_size()
     on_cpu: Precision = "bf16-mixed" if recipe.name != "classic" and computes_in_bfloat16() else "32-true"
     chosen: Precision = precision or ("16-mixed" if on_gpu else on_cpu)
     fabric = Fabric(

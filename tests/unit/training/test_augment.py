@@ -144,6 +144,16 @@ def test_an_inverted_picture_is_what_inverting_its_file_gives(tiny_recipe: Recip
     np.testing.assert_allclose(inverted, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("change", ["alone_prob", "recolour_prob", "invert_prob"])
+def test_a_scale_that_is_the_same_for_all_pictures_stays(tiny_recipe: Recipe, change: str) -> None:
+    none = {"warp_prob": 0.0, "flip_prob": 0.0, "intensity_prob": 0.0, "recolour_prob": 0.0, "invert_prob": 0.0}
+    recipe = replace(tiny_recipe, normalisation="unit", **(none | {change: 1.0}))  # type: ignore[arg-type]
+    stained = np.full((3, 200, 200), 0.5, np.float32) + np.array([0.02, 0.1, 0.0], np.float32)[:, None, None]
+    changed, _ = Augmenter(recipe)(stained, picture()[1], seed=0)
+    expected = 1 - stained if change == "invert_prob" else stained
+    assert expected.min() - 1e-6 <= changed.min() <= changed.max() <= expected.max() + 1e-6
+
+
 def test_a_part_taken_alone_has_a_scale_of_its_own_and_often_no_cell(tiny_recipe: Recipe) -> None:
     recipe = replace(tiny_recipe, warp_prob=0.0, flip_prob=0.0, intensity_prob=0.0, alone_prob=1.0)
     planes, labels = picture()

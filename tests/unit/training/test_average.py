@@ -38,7 +38,7 @@ def test_one_file_or_different_networks_are_refused(tmp_path: Path, capsys: pyte
     assert main(["average", str(small), "--to", str(tmp_path / "c.pth")]) == 2
     assert "two or more are needed" in capsys.readouterr().err
     assert main(["average", str(large), str(small), "--to", str(tmp_path / "c.pth")]) == 2
-    assert "another network" in capsys.readouterr().err
+    assert "name the widest last" in capsys.readouterr().err
     assert not (tmp_path / "c.pth").exists()
 
 

@@ -201,3 +201,14 @@ def test_label_numbers_may_have_gaps_and_be_large(tmp_path: Path) -> None:
     found = pair.read()[1]
     assert found.dtype == np.int32
     assert (found[1, 1], found[3, 3], found[5, 5], found.max(), found[0, 0]) == (3, 2, 1, 3, 0)
+
+
+def test_masks_without_their_image_and_two_kinds_of_truth_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a" / "masks").mkdir(parents=True)
+    with pytest.raises(DataError, match="masks has no image"):
+        find_pairs(tmp_path)
+    other = tmp_path / "other"
+    for name in ("image", "label", "instances"):
+        (other / name).mkdir(parents=True)
+    with pytest.raises(DataError, match="label/ and instances/"):
+        find_pairs(other)

@@ -15,9 +15,10 @@ from tests.e2e.kit import draw_cells, write_weights
 from training.__main__ import main
 from training.data import find_pairs
 from training.dataset import image_digest
-from training.errors import DataError, RefusedError
+from training.errors import DataError, RefusedError, RunError
 from training.publish import publish
-from training.quantise import _is_good, quantise, split_for_twin, unseen_pairs
+from training.quantise import _is_good, publishing, quantise, split_for_twin
+from training.seen import unseen_pairs
 
 
 def write_sure(path: Path, **architecture: object) -> Path:
@@ -147,3 +148,24 @@ def test_a_twin_that_parts_cells_worse_is_not_good_enough() -> None:
     assert _is_good(report.model_copy(update={"ap_fp32": None, "ap_int8": None}))
     assert not _is_good(report.model_copy(update={"dice_int8": 0.89}))
     assert not _is_good(report.model_copy(update={"agreement": 0.99}))
+
+
+def test_a_twin_of_these_weights_outlives_a_check_on_images_that_it_fails(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = write_sure(tmp_path / "a.pth")
+    quantise(weights, find_pairs(cells), quiet=True)
+    kept = twin_path(weights).read_bytes()
+    monkeypatch.setattr(training.quantise, "MIN_AGREEMENT", 1.1)  # what no twin reaches
+    with pytest.raises(RefusedError):
+        quantise(weights, find_pairs(cells), quiet=True)
+    assert twin_path(weights).read_bytes() == kept
+
+
+def test_one_process_at_a_time_changes_a_file_of_weights(cells: Path, tmp_path: Path) -> None:
+    weights = write_sure(tmp_path / "a.pth")
+    with publishing(weights):
+        with pytest.raises(RunError, match=r"another process publishes to .*a\.pth"):
+            quantise(weights, find_pairs(cells), quiet=True)
+        with pytest.raises(RunError, match="another process"):
+            publish(weights, find_pairs(cells), to=weights, int8=False, quiet=True)
