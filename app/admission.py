@@ -132,5 +132,5 @@ class Admission:
             raise QueueFullError(
                 f"{self.pixels:,} pixels are waiting; with these {pixels:,} it would be more than "
                 f"{self.max_pixels:,}, which is the most allowed",
-                retry_after_s=self.estimate_wait_s(min(surplus / self.pixels, 1.0)),
+                retry_after_s=self.estimate_wait_s(min(surplus / max(self.pixels, 1), 1.0)),
             )

@@ -36,13 +36,17 @@ def to_safe_stem(name: str) -> str:
 def to_unique_stems(names: Iterable[str]) -> list[str]:
     """A safe stem for each name, no two alike, not even where capitals do not count: `a`, `a-2`, `a-3`."""
     taken: set[str] = set()
+    last: dict[str, int] = {}  # number that a stem has been given; so many alike names take no longer than others
     stems = []
     for name in names:
         stem = to_safe_stem(name)
-        candidate, number = stem, 1
+        candidate, number = stem, last.get(stem, 1)
+        if number > 1:
+            candidate = f"{stem}-{number}"
         while unicodedata.normalize("NFC", candidate.casefold()) in taken:
             number += 1
             candidate = f"{stem}-{number}"
+        last[stem] = number
         taken.add(unicodedata.normalize("NFC", candidate.casefold()))
         stems.append(candidate)
     return stems

@@ -142,7 +142,7 @@ class Batcher:
             self._changed.notify_all()
         for thread in self._threads:
             # one that hangs is left to the end of the process, which it does not hold up
-            thread.join(None if self._pass_timeout_s == math.inf else self._pass_timeout_s)
+            thread.join(0 if self.hung else None if self._pass_timeout_s == math.inf else self._pass_timeout_s)
 
     @property
     def alive(self) -> bool:
@@ -206,7 +206,7 @@ class Batcher:
         try:
             await asyncio.wait({job.future}, timeout=max(wait_s, 0))
             if not job.future.done() and job.started_at is None:
-                raise DeadlineExceededError(f"the image waited {wait_s:.0f} s, which is the longest allowed")
+                raise DeadlineExceededError("no pass of the network began in time")
             await job.future
         finally:
             self._withdraw(job)

@@ -49,7 +49,7 @@ class Doors:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        path = scope["path"]
+        path = scope["path"].removesuffix("\n")  # the router passes over one
         given = _given_key(headers)
         key = self._keys.find(given) if given is not None else None
         notes = current_notes()

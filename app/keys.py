@@ -99,12 +99,13 @@ class KeyRing:
         except KeysError as error:
             logger.error("%s; the keys before stay in force", error)
 
-    def _signature(self) -> tuple[int, int, int] | None:
+    def _signature(self) -> tuple[int, ...] | None:
         try:
             status = self._path.stat() if self._path else None
         except OSError:
             return None
-        return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None
+        # the change time too, for new permissions leave the others as they were
+        return (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino) if status else None
 
     def _read(self) -> Sequence[Key]:
         keys: list[Key] = []

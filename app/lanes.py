@@ -54,8 +54,9 @@ class Lane:
             raise OutOfMemoryError("the service has no memory for this image now") from error
         except asyncio.CancelledError:
             if not work.cancel():  # it has begun
-                with suppress(Exception, asyncio.CancelledError):
-                    await asyncio.shield(future)
+                while not future.done():  # however often it is cancelled
+                    with suppress(Exception, asyncio.CancelledError):
+                        await asyncio.shield(future)
             raise
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ the others to follow.
 
 import asyncio
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Coroutine
@@ -14,7 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+logger = logging.getLogger("app.peers")
+
 BEAT_S = 1.0
+GONE = "the supervisor is gone, and with it the way to the other workers"
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class Peers:
         Returns:
             Why some could not, one text a worker.
         """
+        if self._alone:
+            return (GONE,)
         ask = next(self._numbers)
         answer: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
         self._asks[ask] = answer
@@ -173,7 +179,11 @@ class Peers:
                 self._asks[ask].set_result(errors)
 
     async def _adopt(self, message: Adopt, follower: Follower) -> None:
-        error = await follower.adopt(message.model, message.version)
+        try:
+            error = await follower.adopt(message.model, message.version)
+        except Exception as reason:  # whatever it is, somebody waits for an answer
+            logger.exception("could not adopt %s", message.model)
+            error = f"{message.model} could not be adopted ({type(reason).__name__})"
         self._send(Adopted(message.ask, () if error is None else (error,)))
         self._send(follower.beat())
 

@@ -42,6 +42,7 @@ class Protocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0  # told of by the parser
     _unfinished_bytes = 0  # fed to it since the head began
+    _message_ended = False  # in the bytes at hand
     _refused = False
     _error: RequestError | None = None
     _framing: bytes | None = (
@@ -68,12 +69,14 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._message_ended = False
         super().data_received(data)
         if self.transport.is_closing():
             return
         if self._in_head:
             # a head that has not ended; the parser holds what it has not told of yet
-            self._unfinished_bytes += len(data)
+            if not self._message_ended:  # else much of these bytes may be the body before it
+                self._unfinished_bytes += len(data)
             if self._unfinished_bytes > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLargeError(f"more than {MAX_HEAD_BYTES:,} bytes of headers"))
         elif not self._is_busy:
@@ -101,7 +104,7 @@ class Protocol(HttpToolsProtocol):
             return  # a trailer: what comes after the body changes nothing about it
         if len(self.headers) >= MAX_HEADERS:
             self._fail(HeadTooLargeError(f"more than {MAX_HEADERS} headers"))
-        super().on_header(name, value)
+        super().on_header(name, value.strip(b" \t"))  # spaces around a value are none of it (RFC 9110, 5.5)
 
     def on_headers_complete(self) -> None:
         if self._is_replaying:
@@ -129,6 +132,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self._framing:  # else the parser ends a message whose body it has left out
+            self._message_ended = True
             super().on_message_complete()
 
     def pass_over_upgrade(self, parser: httptools.HttpRequestParser) -> None:
@@ -150,14 +154,17 @@ class Protocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall_timer is not None:
+        if self._stall_timer is not None and not self.transport.is_closing():
             self._stall_timer.cancel()
             self._stall_timer = None
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_closing()
+
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        if self.transport.get_write_buffer_size():  # too little to be told of by pause_writing
-            self._watch_writing(self.transport.get_write_buffer_size())
+        self._watch_closing()
 
     @property
     def _is_busy(self) -> bool:
@@ -193,9 +200,6 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: RequestError) -> None:
         self._refused, self._in_head = True, False
         cycle = self.cycle
-        if self.pipeline:
-            self.transport.close()
-            return
         if not self._is_busy:
             answer = find_answer(error)
             self.service.metrics.refuse_unread(answer.status, answer.code)
@@ -222,7 +226,17 @@ class Protocol(HttpToolsProtocol):
         logger.info("- - %d %s [%s]", response.status_code, code, request_id, extra={FIELDS: fields})
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self.loop.call_later(LINGER_S, self._close)
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._watch_closing()
+
+    def _watch_closing(self) -> None:
+        """What a closed connection has left to send may be too little to be told of by pause_writing."""
+        left = self.transport.get_write_buffer_size() if self.transport.is_closing() else 0
+        if left and self._stall_timer is None:
+            self._watch_writing(left)
 
     def _watch_writing(self, left: int) -> None:
         idle_s = self.service.settings.idle_deadline_s

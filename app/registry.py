@@ -222,7 +222,8 @@ class Registry:
                     refusal = await self._load_file(name, file, report=True)
                     if refusal is None:
                         self._on_swap()
-            for name in (self._seen.keys() | self._refused.keys()) - files.keys():
+            unread = {Path(file).stem for file in self._unfit}  # there, but not to be looked at just now
+            for name in (self._seen.keys() | self._refused.keys()) - files.keys() - unread:
                 self._seen.pop(name, None)
                 self._refused.pop(name, None)
                 self._refused_twins.pop(f"{name}{TWIN_SUFFIX}", None)
@@ -353,7 +354,7 @@ class Registry:
                 try:
                     signature = _sign(path)
                     if signature is not None:  # else removed since
-                        files[path.stem] = _File(path, (signature, _sign(twin_path(path))))
+                        files[path.stem] = _File(path, (signature, _sign_twin(path)))
                 except OSError as error:
                     said = f"{path.name} cannot be used: {error.strerror}"
             else:
@@ -364,6 +365,14 @@ class Registry:
                     logger.error("weights refused: %s", said)
         self._unfit = unfit
         return files
+
+
+def _sign_twin(weights: Path) -> Signature | None:
+    """Of the twin beside a file of weights; where it is no file, loading says so and goes on without it."""
+    try:
+        return _sign(twin_path(weights))
+    except OSError:
+        return 0, 0, 0, 0
 
 
 def _sign(path: Path) -> Signature | None:

@@ -152,7 +152,7 @@ def _run(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None =
         make_server(app, settings).run(sockets)
     except SystemExit as leaving:  # uvicorn's, where it cannot start
         status = leaving.code if isinstance(leaving.code, int) else 1
-    if app.state.service.registry.hangs:
+    if app.state.service.registry.hangs or app.state.service.batcher.hung:
         logging.shutdown()
         os._exit(status)
     return status

@@ -411,9 +411,12 @@ class Service:
             prepared_at = time.perf_counter()
             notes.add_stage("queue", prepared_at - started_at - prepared.seconds, prepared_at - prepared.seconds)
             notes.add_stage("decode", prepared.seconds, prepared_at)
-            infer_s = await self.batcher.infer(
-                model.segmenter, prepared.stitcher, reservation, wait_s=deadline_s - (prepared_at - started_at)
-            )
+            try:
+                infer_s = await self.batcher.infer(
+                    model.segmenter, prepared.stitcher, reservation, wait_s=deadline_s - (prepared_at - started_at)
+                )
+            except DeadlineExceededError:
+                raise _too_late(deadline_s) from None
             inferred_at = time.perf_counter()
             notes.add_stage("queue", inferred_at - prepared_at - infer_s, inferred_at - infer_s)
             notes.add_stage("infer", infer_s, inferred_at)
@@ -435,11 +438,15 @@ class Service:
             async with asyncio.timeout(deadline_s):
                 await room.__aenter__()
         except TimeoutError:
-            raise DeadlineExceededError(f"the image waited {deadline_s:g} s, which is the longest allowed") from None
+            raise _too_late(deadline_s) from None
         try:
             yield
         finally:
             await room.__aexit__(None, None, None)
+
+
+def _too_late(deadline_s: float) -> DeadlineExceededError:
+    return DeadlineExceededError(f"the image waited {deadline_s:g} s, which is the longest allowed")
 
 
 def _prepare(data: bytes, max_pixels: int, query: SegmentQuery, model: Model) -> _Prepared:

@@ -152,14 +152,26 @@ class Supervisor:
         elif now >= self._start_at:
             # the first alone: if it cannot start, it says why once
             wanted = self._settings.workers if self._served else 1
-            for _ in range(wanted - len(self._workers)):
-                self._start()
+            while len(self._workers) < wanted and self._start():
+                pass
         for worker in self._workers:
             self._check(worker, now)
         self._call_the_roll()
         return True
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start a worker; False where the system has no room for one, which is tried again later."""
+        try:
+            self._spawn()
+        except OSError as error:
+            logger.error("a worker could not be started: %s", error.strerror or error)
+            self._start_at = time.monotonic() + MAX_DELAY_S
+            if not self._served and not self._workers:
+                self._status, self._stopping = FAILED_START, True
+            return False
+        return True
+
+    def _spawn(self) -> None:
         assert self._listener is not None
         ours, theirs = self._context.Pipe()
         slot = min(set(range(self._settings.workers)) - {worker.slot for worker in self._workers})
@@ -167,9 +179,14 @@ class Supervisor:
         process = self._context.Process(target=self._run_worker, args=arguments, name="maskwell-worker")
         # until the worker has handlers of its own, a Ctrl-C in the terminal shall not reach it
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        process.start()
-        signal.signal(signal.SIGINT, before)
-        theirs.close()  # so that the worker's death closes the line
+        try:
+            process.start()
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+            theirs.close()  # so that the worker's death closes the line
         now = time.monotonic()
         self._workers.append(_Worker(process, ours, slot, started_at=now, heard_at=now, pid=process.pid or 0))
         logger.info("worker %d started", process.pid)

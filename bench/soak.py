@@ -108,7 +108,6 @@ class Soak:
         tasks: set[asyncio.Task[None]] = set()
         began_at = time.monotonic()
         at = 0.0
-        number = 0
         while at < seconds:
             at += generator.expovariate(rate)
             await asyncio.sleep(max(began_at + at - time.monotonic(), 0))
@@ -119,7 +118,6 @@ class Soak:
             task = asyncio.create_task(self.ask(client, generator.randrange(1 << 20), patience_s))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-            number += 1
         await asyncio.gather(*tasks)
 
     async def replace_weights(self) -> None:

@@ -127,24 +127,26 @@ class _Connection(Generic[H]):
         self._retries = retries
         self._http: H = self._make(base_url=_base(url), timeout=_timeout(timeout_s), headers=_headers(key))
 
-    def _wait_s(self, outcome: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
-        """How long to wait before the next try; None where the answer stands.
+    def _judge(self, outcome: httpx.Response | httpx.TransportError, attempt: int) -> "Answer | float":
+        """The answer, or how long to wait before the next try.
 
         Raises:
+            ServiceError: the service refused, and the refusal stands.
             ClientError: there is no answer, and trying again is of no use.
         """
         backoff_s = min(2.0**attempt / 2, LONGEST_WAIT_S)
         if isinstance(outcome, httpx.TransportError):
             # who does not answer for so long will not the next time, and the upload is large
-            if attempt >= self._retries or isinstance(outcome, httpx.ReadTimeout):
+            if attempt >= self._retries or isinstance(outcome, httpx.ReadTimeout | httpx.WriteTimeout):
                 raise self._unreachable(outcome) from outcome
             return backoff_s
-        if outcome.status_code not in BUSY or attempt >= self._retries:
-            return None
-        asked_s = _retry_after_s(outcome.headers.get("retry-after", ""))
-        if asked_s is None:
-            return backoff_s
-        return None if asked_s > LONGEST_ASKED_S else max(asked_s, 0.1)
+        if outcome.status_code in BUSY and attempt < self._retries:
+            asked_s = _retry_after_s(outcome.headers.get("retry-after", ""))
+            if asked_s is None:
+                return backoff_s
+            if asked_s <= LONGEST_ASKED_S:
+                return max(asked_s, 0.1)
+        return _to_answer(outcome)
 
     def _unreachable(self, error: httpx.TransportError) -> ClientError:
         return ClientError(f"no answer from {self._http.base_url}: {str(error) or type(error).__name__}")
@@ -156,7 +158,7 @@ class Client(_Connection[httpx.Client]):
     Args:
         url: of the service.
         timeout_s: for one try of one request; for its connection 15 s at most.
-        retries: how often a request is tried again where the service is busy (429, 503), after as long as it says (an
+        retries: how often an image is sent again where the service is busy (429, 503), after as long as it says (an
             hour at most: where it says more the refusal stands), or where the connection breaks.
         key: API key, where the service asks for one.
 
@@ -214,7 +216,7 @@ class Client(_Connection[httpx.Client]):
 
     def models(self) -> list[dict[str, Any]]:
         """The models in service: `name`, `version` and whether it is the `default`."""
-        return cast(list[dict[str, Any]], self._get("models")["models"])
+        return _to_models(self._get("models"))
 
     def model(self, name: str) -> dict[str, Any]:
         """One model with its config and its card."""
@@ -244,11 +246,11 @@ class Client(_Connection[httpx.Client]):
                 outcome = self._http.post("segment", params=query, files={"file": file})
             except httpx.TransportError as error:
                 outcome = error
-            wait_s = self._wait_s(outcome, attempt)
-            if wait_s is None:
-                break
-            time.sleep(wait_s)
-        return _to_answer(outcome)
+            judged = self._judge(outcome, attempt)
+            if isinstance(judged, Answer):
+                return judged
+            time.sleep(judged)
+        raise AssertionError("unreachable: the count has no end")
 
     def _get(self, path: str) -> dict[str, Any]:
         try:
@@ -281,7 +283,7 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
 
     async def models(self) -> list[dict[str, Any]]:
         """As Client.models."""
-        return cast(list[dict[str, Any]], (await self._get("models"))["models"])
+        return _to_models(await self._get("models"))
 
     async def model(self, name: str) -> dict[str, Any]:
         """As Client.model."""
@@ -311,11 +313,11 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
                 outcome = await self._http.post("segment", params=query, files={"file": file})
             except httpx.TransportError as error:
                 outcome = error
-            wait_s = self._wait_s(outcome, attempt)
-            if wait_s is None:
-                break
-            await asyncio.sleep(wait_s)
-        return _to_answer(outcome)
+            judged = self._judge(outcome, attempt)
+            if isinstance(judged, Answer):
+                return judged
+            await asyncio.sleep(judged)
+        raise AssertionError("unreachable: the count has no end")
 
     async def _get(self, path: str) -> dict[str, Any]:
         try:
@@ -386,9 +388,7 @@ def _retry_after_s(text: str) -> float | None:
         return None
 
 
-def _to_answer(response: httpx.Response | httpx.TransportError) -> Answer:
-    if isinstance(response, httpx.TransportError):
-        raise ClientError("no answer") from response
+def _to_answer(response: httpx.Response) -> Answer:
     _check(response)
     headers = response.headers
     try:
@@ -403,6 +403,12 @@ def _to_answer(response: httpx.Response | httpx.TransportError) -> Answer:
         )
     except (KeyError, ValueError) as error:
         raise ClientError(f"{response.url} answers, but not as Maskwell does") from error
+
+
+def _to_models(body: dict[str, Any]) -> list[dict[str, Any]]:
+    if not isinstance(body.get("models"), list):
+        raise ClientError("it answers, but not as Maskwell does")
+    return cast(list[dict[str, Any]], body["models"])
 
 
 def _to_dict(response: httpx.Response) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""GET /health, /livez and /readyz: they wait for nothing and need no key."""
+"""GET /health, /livez and /readyz: they wait for nothing; the last two need no key."""
 
 import os
 import time

@@ -46,7 +46,7 @@ def test_the_page_asks_for_a_key_once_and_keeps_it_for_the_tab(page: Page, serve
     with page.expect_download() as started:
         page.locator("#downloads").get_by_role("button", name="Table").click()
     assert Path(started.value.path()).read_text().startswith("label,")
-    expect(page.locator("#shell")).to_contain_text('curl -H "Authorization: Bearer $MASKWELL_KEY" -F file=@')
+    expect(page.locator("#shell")).to_contain_text('curl -H "Authorization: Bearer $MASKWELL_KEY" -F \'file=@"')
     page.reload()
     expect(page.locator("#model")).to_contain_text("best_model")
     expect(dialog).to_be_hidden()

@@ -217,8 +217,16 @@ def test_a_busy_service_is_asked_again_after_as_long_as_it_says() -> None:
 
 def test_the_client_waits_as_long_as_it_is_told_or_not_at_all() -> None:
     with Client("http://127.0.0.1:9") as client:
-        for asked, waited in (("0", 0.1), ("1", 1), ("900", 900), ("3600", 3600), ("3601", None), ("9" * 400, None)):
-            assert client._wait_s(httpx.Response(429, headers={"retry-after": asked}), 0) == waited
+        for asked, waited in (("0", 0.1), ("1", 1), ("900", 900), ("3600", 3600)):
+            assert client._judge(httpx.Response(429, headers={"retry-after": asked}), 0) == waited
+        for asked in ("3601", "9" * 400):
+            with pytest.raises(ServiceError):
+                client._judge(httpx.Response(429, headers={"retry-after": asked}), 0)
+
+
+def test_an_upload_that_nobody_takes_is_not_tried_again() -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(ClientError, match="no answer"):
+        client._judge(httpx.WriteTimeout("slow"), 0)
 
 
 @pytest.mark.parametrize("output", ["labels", "mask"])

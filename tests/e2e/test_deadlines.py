@@ -253,6 +253,34 @@ def test_what_is_sent_behind_a_whole_request_does_not_cost_it_its_answer(server:
     assert reply.count(b"HTTP/1.1") == 1
 
 
+def test_rubbish_behind_two_requests_costs_neither_its_answer(server: ServerProcess) -> None:
+    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(ask + ask + b"rubbish \x00\r\n\r\n")
+        reply = read_all(connection)
+    assert reply.count(b"HTTP/1.1 200") == 2
+
+
+def test_spaces_behind_a_length_change_nothing(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        connection.sendall(head_of(10_000).replace(b"10000", b"10000 \t") + b"--b\r\n")
+        check_problem(read_all(connection), 408, "upload_timeout")
+
+
+def test_a_body_in_one_packet_with_half_of_the_next_head_is_no_head_that_is_too_large(server: ServerProcess) -> None:
+    body = b"--b\r\nContent-Disposition: form-data; name=file; filename=x\r\n\r\n" + b"x" * 60_000 + b"\r\n--b--\r\n"
+    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(head_of(len(body)))
+        time.sleep(0.1)
+        connection.sendall(body + ask[:10])
+        time.sleep(0.1)
+        connection.sendall(ask[10:].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        reply = read_all(connection)
+    assert reply.startswith(b"HTTP/1.1 415")
+    assert b"HTTP/1.1 200" in reply
+
+
 def test_a_connection_is_kept_for_the_next_request_as_long_as_it_should_be(server: ServerProcess) -> None:
     ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     with connect(server) as connection:

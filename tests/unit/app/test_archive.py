@@ -59,6 +59,11 @@ def test_duplicates_are_numbered_and_the_first_keeps_its_name() -> None:
     assert to_unique_stems(["a.png", "a.tif", "A.png", "a-2.png", "b.png"]) == ["a", "a-2", "A-3", "a-2-2", "b"]
 
 
+def test_thousands_of_names_alike_take_no_longer_than_others() -> None:
+    stems = to_unique_stems(["x.png"] * 20_000)  # by a search from the start for each, a matter of minutes
+    assert (stems[0], stems[-1], len(set(stems))) == ("x", "x-20000", 20_000)
+
+
 def test_an_archive_holds_the_results_and_the_problems_and_no_date() -> None:
     problem = Problem(type="t", title="t", status=415, code="c", detail="ä", request_id="")
     problems = [FileProblem(file="x", index=1, problem=problem)]

@@ -33,9 +33,9 @@ def locked(tiny_weights: Path) -> Iterator[TestClient]:
         yield client
 
 
-def post(client: TestClient, **headers: str) -> Any:
+def post(client: TestClient, path: str = "/segment", **headers: str) -> Any:
     return client.post(
-        "/segment", files={"file": ("x.png", IMAGE)}, headers={k.replace("_", "-"): v for k, v in headers.items()}
+        path, files={"file": ("x.png", IMAGE)}, headers={k.replace("_", "-"): v for k, v in headers.items()}
     )
 
 
@@ -216,6 +216,7 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(tiny_weights: Pa
         answer = post(client, **key)
         assert answer.json()["code"] == "rate_limited"
         assert 1 <= int(answer.headers["retry-after"]) <= 20
+        assert post(client, "/segment%0A", **key).status_code == 429  # the same to the router
         assert post(client, **{"X-API-Key": BOSS}).status_code == 200
         assert client.get("/health", headers={"X-API-Key": ALICE}).status_code == 200
 

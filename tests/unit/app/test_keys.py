@@ -114,6 +114,14 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(
     assert ring.find(new) is not None
 
 
+def test_new_permissions_alone_make_a_file_be_read_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "keys", make_key("alice", "user")[1])
+    ring = KeyRing(Settings(keys_file=path))
+    before = ring._signature()
+    path.chmod(0o600 if path.stat().st_mode & 0o044 else 0o644)
+    assert ring._signature() != before
+
+
 def test_the_command_prints_the_line_alone_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", "alice", "--admin", "--expires", "2031-05-06"]) == 0
     printed = capsys.readouterr()

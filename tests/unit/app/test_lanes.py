@@ -113,6 +113,27 @@ def test_a_cancelled_call_returns_only_when_its_thread_is_done(lane: Lane) -> No
     asyncio.run(main())
 
 
+def test_a_call_that_is_cancelled_again_still_waits_for_its_thread(lane: Lane) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait()
+
+    async def main() -> None:
+        task = asyncio.create_task(lane.run(work))
+        await asyncio.to_thread(begun.wait)
+        for _ in range(3):
+            task.cancel()
+            await settle()
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_call_that_has_not_begun_never_runs(lane: Lane) -> None:
     begun, go_on = threading.Event(), threading.Event()
     ran: list[int] = []

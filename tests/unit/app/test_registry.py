@@ -384,3 +384,28 @@ def test_what_is_no_file_is_refused_at_once_and_the_rest_of_the_folder_is_loaded
     run(folder, work)
     with pytest.raises(WeightsError, match=r"best_model\.pth cannot be used: it is no ordinary file"):
         run(folder, work)
+
+
+def test_what_cannot_be_looked_at_just_now_keeps_serving(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        write(folder / "other.pth", 1)
+        await registry.poll()
+        (folder / "other.pth").unlink()
+        (folder / "other.pth").symlink_to(folder / "other.pth")  # an error, as of a share that is away
+        await registry.poll()
+        assert [model.name for model in registry.models] == ["best_model", "other"]
+        assert "symbolic links" in registry.refused["other.pth"]
+        (folder / "other.pth").unlink()
+        await registry.poll()
+        assert [model.name for model in registry.models] == ["best_model"]
+
+    run(folder, work)
+
+
+def test_a_folder_in_the_place_of_a_twin_costs_the_twin_alone(folder: Path) -> None:
+    async def work(registry: Registry) -> None:
+        assert registry.default is not None
+        assert list(registry.refused) == [twin_path(folder / "best_model.pth").name]
+
+    twin_path(folder / "best_model.pth").mkdir()
+    run(folder, work)

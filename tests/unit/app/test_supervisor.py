@@ -1,5 +1,6 @@
 """The supervisor with workers that do nothing, or misbehave; the real ones are in tests/faults."""
 
+import errno
 import logging
 import os
 import signal
@@ -134,3 +135,35 @@ def test_a_port_that_is_taken_ends_it_with_an_error(tmp_path: Path, caplog: pyte
         assert running.run(stop=None) == supervisor.FAILED_START
     assert f"cannot listen on 127.0.0.1:{running.settings.port}: Address already in use" in caplog.text
     assert started(running.settings) == 0
+
+
+def test_a_worker_for_which_there_is_no_room_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_DELAY_S", 0.2)
+    spawn, calls = Supervisor._spawn, iter(range(100))
+
+    def full(self: Supervisor) -> None:
+        if next(calls) == 2:  # the one that is to replace the first that dies
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        spawn(self)
+
+    monkeypatch.setattr(Supervisor, "_spawn", full)
+
+    def test(running: Running) -> None:
+        wait_for(lambda: started(running.settings) == 2)
+        wait_for(lambda: running.ask()[1] == 2)
+        os.kill(running.ask()[0], signal.SIGKILL)
+        wait_for(lambda: started(running.settings) == 3)
+        wait_for(lambda: running.ask()[1] == 2)
+
+    assert Running(tmp_path, serve).run(test) == 0
+    assert "could not be started: Resource temporarily unavailable" in caplog.text
+
+
+def test_no_room_for_the_first_worker_ends_it_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Supervisor) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(Supervisor, "_spawn", full)
+    assert Running(tmp_path, serve).run(stop=None) == supervisor.FAILED_START
