@@ -49,6 +49,8 @@ SAVE_EVERY_S = 300.0
 LAST_LR_SHARE = 0.01
 # A sample takes some 20 ms of a core.
 MAX_WORKERS = 8
+# cv2.remap's own limit.
+MAX_WARPED_PX = 32_767
 # Memory taken from the system at once.
 KEPT_AT_ONCE_BYTES = 256 * 1024**2
 
@@ -173,6 +175,11 @@ class _Run:
         self._seen_before = read_seen([] if init is None else [init.card])
         hidden = quiet or not fabric.is_global_zero
         self._train = PairCache(train, quiet=hidden)
+        if recipe.warp_prob and self._train.largest_side >= MAX_WARPED_PX:
+            raise RunError(
+                f"an image of {self._train.largest_side:,} px; warping takes sides of less than {MAX_WARPED_PX:,} px: "
+                "cut it into parts, or say --warp-prob 0"
+            )
         self._validation = PairCache(validation, quiet=hidden) if fabric.is_global_zero else None
         digest = None if self._validation is None else self._validation.digest
         self._validation_digest: str | None = fabric.broadcast(digest)

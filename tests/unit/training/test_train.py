@@ -12,6 +12,7 @@ import torch
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
+from model.images import encode_png
 from model.runtime import available_cpus
 from model.unet import UNet
 from training.config import CLASSIC, Recipe
@@ -246,6 +247,18 @@ def test_processes_prepare_samples_beside_a_gpu_and_not_beside_a_cpu(monkeypatch
     assert choose_workers("cuda") == min(available_cpus(), 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert choose_workers("cuda") == 1
+
+
+def test_images_longer_than_a_warp_takes_are_refused_before_anything_is_trained(
+    tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    for name, dtype in (("image", np.uint8), ("instances", np.uint16)):
+        (tmp_path / name).mkdir()
+        for stem, side in (("long", 32_767), ("short", 200)):
+            (tmp_path / name / f"{stem}.png").write_bytes(encode_png(np.zeros((16, side), dtype)))
+    train, validation = split_pairs(find_pairs(tmp_path), names=["short"])
+    with pytest.raises(RunError, match="an image of 32,767 px"):
+        fit(train, validation, tiny_recipe, out=tmp_path / "a.pth", run_folder=tmp_path / "run", quiet=True)
 
 
 def test_a_run_can_begin_with_weights_and_refuses_those_of_another_architecture(
