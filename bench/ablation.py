@@ -79,6 +79,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="beside the recipe")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,7 @@ def main() -> int:
         Run(name, (*shared, *extra), seed, data, validation)
         for seed in options.seeds
         for name, extra in VARIANTS.items()
+        if name in (next(iter(VARIANTS)), *options.only)
     ]
 
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -126,7 +128,7 @@ def table(runs: Sequence[Run], scores: Sequence[dict[str, Any]]) -> list[str]:
     first = next(iter(VARIANTS))
     heads = " | ".join(f"{key} | to the recipe" for key in keys)
     lines = [f"| | {heads} |", "|---" * (1 + 2 * len(keys)) + "|"]
-    for name in VARIANTS:
+    for name in dict.fromkeys(run.name for run in runs):
         cells = []
         for get in keys.values():
             values = [get(by[name, seed]) for seed in seeds]

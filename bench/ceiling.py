@@ -3,8 +3,8 @@
     python bench/ceiling.py DATA --val-list docs/splits/dsb2018.txt [--weights weights/best_model.pth] [--training 200]
 
 Prints the scores on the validation images as they are, with the mean over eight orientations of each, with the true
-mask and with the true parting; the same on a draw of the images trained on; and what became of each cell that was not
-found.
+mask and with the true parting; the same on a draw of the images trained on; how far the mean AP hangs on the draw of
+images; and what became of each cell that was not found.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from training.evaluate import AP_THRESHOLDS, Answer, answer_images
 Pairs = list[tuple[Labels, Labels]]  # truth and found
 FOUND_IOU = 0.5
 SEEN_SHARE = 0.2  # of a cell that the mask has to cover for it to have been seen at all
+DRAWS = 2000
 INSIDE_SHARE = 0.5  # of a cell that lies in one of those found
 
 
@@ -78,8 +79,28 @@ def main() -> None:
         n_cells = sum(int(truth.max()) for truth, _ in found)
         values = " | ".join(f"{score:.3f}" for score in (*scores, float(np.mean(scores))))
         print(f"| {name} | {len(found)} | {n_cells} | {values} |")
+    print("\n" + describe_spread(rows["as it answers"]))
     fates = sum((fates_of(*pair) for pair in rows["as it answers"]), Counter())
     print("\n" + ", ".join(f"{name}: {count}" for name, count in fates.most_common()))
+
+
+def describe_spread(pairs: Pairs) -> str:
+    """How far the mean AP hangs on which images were drawn: by drawing as many of them again and again."""
+    counts = np.array([[match_counts(*pair, threshold) for threshold in AP_THRESHOLDS] for pair in pairs])
+
+    def mean_ap(drawn: npt.NDArray[np.int64]) -> float:
+        sums = counts[drawn].sum(axis=0)
+        return float((sums[:, 0] / sums.sum(axis=1)).mean())
+
+    each = float(np.mean([[average_precision(tuple(of)) for of in image] for image in counts.tolist()]))
+    generator = np.random.default_rng(0)
+    draws = [mean_ap(generator.integers(0, len(pairs), len(pairs))) for _ in range(DRAWS)]
+    low, lower, upper, high = np.percentile(draws, (2.5, 16, 84, 97.5))
+    pooled_ap = mean_ap(np.arange(len(pairs)))
+    return (
+        f"mean AP {pooled_ap:.3f} with counts pooled, {each:.3f} as the mean over images; pooled, of as many drawn "
+        f"from these images: {lower:.3f} to {upper:.3f} in two draws of three, {low:.3f} to {high:.3f} in 95 %"
+    )
 
 
 def pooled(pairs: Pairs, threshold: float) -> float:
