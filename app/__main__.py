@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from datetime import date
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from app.keys import KeyRing, KeysError, make_key
 from app.main import create_app
 from app.server import serve
-from app.settings import Settings, describe_mistakes, describe_settings
+from app.settings import Settings, describe_mistakes, describe_settings, describe_strangers
 from app.tracing import TracingError, check_tracing
 
 
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ValidationError as error:
-        print(f"error: {describe_mistakes(error)}", file=sys.stderr)
+        for line in (*describe_strangers(os.environ), f"error: {describe_mistakes(error)}"):
+            print(line, file=sys.stderr)
         return 2
     if options.command == "openapi":
         print(json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False))

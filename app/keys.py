@@ -9,6 +9,7 @@ import hmac
 import logging
 import re
 import secrets
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -115,6 +116,8 @@ class KeyRing:
             keys += parse_keys(self._text.get_secret_value().replace(";", "\n"), "MASKWELL_KEYS")
         if self._path is not None:
             try:
+                if not stat.S_ISREG(self._path.stat().st_mode):  # a pipe would be waited for
+                    raise KeysError(f"MASKWELL_KEYS_FILE: {self._path} cannot be read: it is no ordinary file")
                 text = self._path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "not text"

@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import (
@@ -29,6 +30,8 @@ logger = logging.getLogger("app.request")
 # Request line and headers together, and their number: several times what browsers and proxies send.
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
+# Headers that say where a message, or the connection, ends.
+FRAMING = (b"connection", b"proxy-connection", b"content-length", b"transfer-encoding")
 # A connection that is closed while the client still sends is reset, and the client may lose the answer: what it sends
 # is dropped for so long.
 LINGER_S = 2.0
@@ -42,6 +45,7 @@ class Protocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0  # told of by the parser
     _unfinished_bytes = 0  # fed to it since the head began
+    _running: RequestResponseCycle | None = None
     _message_ended = False  # in the bytes at hand
     _refused = False
     _error: RequestError | None = None
@@ -60,7 +64,16 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._await_head()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        # uvicorn tells the last that came, which need not be the one under way
+        for cycle in (self._running, *(queued for queued, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         for timer in (self._head_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
@@ -100,8 +113,10 @@ class Protocol(HttpToolsProtocol):
         if self._is_replaying:
             return
         self._measure(len(name) + len(value) + 4)
-        if not self._in_head:
-            return  # a trailer: what comes after the body changes nothing about it
+        if not self._in_head:  # a trailer: what comes after the body changes nothing about it
+            if name.lower() in FRAMING and self.cycle is not None:
+                self.cycle.keep_alive = False  # but the parser goes by it for what follows
+            return
         if len(self.headers) >= MAX_HEADERS:
             self._fail(HeadTooLargeError(f"more than {MAX_HEADERS} headers"))
         super().on_header(name, value.strip(b" \t"))  # spaces around a value are none of it (RFC 9110, 5.5)
@@ -113,8 +128,11 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._fail(MalformedHTTPError(f"HTTP/{version}; HTTP/1.1 is spoken here, and HTTP/1.0"))
         hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
             # a proxy in front may have taken another one than what stands behind
             self._fail(MalformedHTTPError(f"{hosts} Host headers; a request of HTTP/1.1 has one (RFC 9112, 3.2)"))
         codings = b", ".join(value for name, value in self.headers if name == b"transfer-encoding")

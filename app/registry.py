@@ -315,6 +315,7 @@ class Registry:
             return False  # loading it will say so
         if same:
             self._seen[name] = file.signature
+            self._refused_twins.pop(f"{name}{TWIN_SUFFIX}", None)  # which is whole again, or gone
         return same
 
     @staticmethod

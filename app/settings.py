@@ -196,7 +196,12 @@ def describe_strangers(environment: Mapping[str, str]) -> list[str]:
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     lines = []
     for name in sorted(environment):
-        if not name.upper().startswith(PREFIX) or name.upper() in (*known, *OTHERS):
+        if not name.upper().startswith(PREFIX) or name.upper() in known:
+            continue
+        a_key_and_more = (
+            name.upper() == "MASKWELL_KEY" and ":" in environment[name]
+        )  # as the lines of MASKWELL_KEYS have
+        if name.upper() in OTHERS and not a_key_and_more:
             continue
         alike = difflib.get_close_matches(name.upper(), known, n=1)
         meant = f"; is {alike[0]} meant?" if alike else ""

@@ -184,6 +184,8 @@ def _tune(options: argparse.Namespace) -> int:
     print(f"core_threshold {config.core_threshold}  core_distance {config.core_distance}")
     print(f"score of the cells {found.before:.4f} -> {found.after:.4f}")
     print(f"{options.to}: version {found.version[:12]}")
+    if found.has_stale_twin:
+        print("its int8 twin was made for what was there before, and is not used: make it anew by quantise")
     return 0
 
 

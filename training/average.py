@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from training.errors import TrainingError
+from training.lock import publishing
 from training.seen import read_seen
 from training.widen import widen
 
@@ -48,7 +49,8 @@ def average(weights: Sequence[Path], *, to: Path) -> str:
     seen = read_seen(checkpoint.card for checkpoint in checkpoints)
     card = {**last.card, "average_of": [checkpoint.version for checkpoint in checkpoints], **seen.to_card()}
     card.pop("scores", None)  # they are the last one's own
-    return write_checkpoint(to, mean, last.config, card, half=True)
+    with publishing(to):
+        return write_checkpoint(to, mean, last.config, card, half=True)
 
 
 def _network(checkpoint: Checkpoint, widest: Checkpoint) -> tuple[object, ...]:

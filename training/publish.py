@@ -15,7 +15,8 @@ from training.data import Pair
 from training.dataset import PairCache
 from training.errors import DataError, RefusedError, RunError
 from training.evaluate import Scores, evaluate
-from training.quantise import describe_twin, make_twin, publishing, split_for_twin
+from training.lock import publishing
+from training.quantise import describe_twin, make_twin, split_for_twin
 from training.seen import unseen_pairs
 
 
@@ -102,7 +103,6 @@ def publish(
     unseen = unseen_pairs(pairs, checkpoint.card)
     if not unseen:
         raise DataError(f"{candidate} was trained on all {len(pairs)} of these images; name others to compare on")
-    to.parent.mkdir(parents=True, exist_ok=True)
     with publishing(to):
         current, old = None, None
         if to.exists():

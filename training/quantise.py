@@ -4,13 +4,12 @@ NNCF works on OpenVINO's graph of the network; what it adds is read out of its r
 from which the service builds the same network again.
 """
 
-import fcntl
 import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +29,9 @@ from model.tiling import Stitcher, plan_tiles
 from model.twin import Quantiser, Twin, TwinReport, read_twin, twin_path, write_twin
 from model.types import Batch, Labels
 from training.data import Pair
-from training.errors import DataError, RefusedError, RunError
+from training.errors import DataError, RefusedError
 from training.evaluate import AP_THRESHOLDS, pooled_mean_ap
+from training.lock import publishing
 from training.seen import unseen_pairs
 
 # What rounding may cost.
@@ -123,21 +123,6 @@ def quantise(weights: Path, pairs: Sequence[Pair], *, quiet: bool = False) -> Tw
             raise
         write_twin(weights, twin)
     return twin.report
-
-
-@contextmanager
-def publishing(weights: Path) -> Iterator[None]:
-    """Nobody else publishes to a file of weights, or makes its twin, meanwhile.
-
-    Raises:
-        RunError: somebody else does.
-    """
-    with (weights.parent / f".{weights.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"another process publishes to {weights}") from error
-        yield
 
 
 def make_twin(checkpoint: Checkpoint, split: Split, *, quiet: bool = False) -> Twin:

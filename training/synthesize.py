@@ -17,16 +17,19 @@ def synthesize(folder: Path, *, count: int, size_px: int = 256, seed: int = 0) -
     """Write `count` images to folder/image and their label images to folder/instances, as PNG.
 
     Args:
-        folder: made if needed; files of the same names are replaced.
+        folder: made if needed; holds no data set yet.
         count: images, >= 1.
         size_px: their height and width, >= 32.
         seed: the same seed draws the same images.
 
     Raises:
-        DataError: count or size is not allowed.
+        DataError: count or size is not allowed, or there are images or a truth in the folder.
     """
     if count < 1 or size_px < 32:
         raise DataError(f"count {count}, size {size_px} px; allowed are 1 or more, and 32 px or more")
+    for part in (folder / "image", folder / "instances"):
+        if part.is_dir() and any(part.iterdir()):
+            raise DataError(f"{part} holds files already; name another folder")
     for index in range(count):
         image, labels = draw_cells(size_px, np.random.default_rng([seed, index]))
         write_atomically(folder / "image" / f"{index:04d}.png", encode_png(image))

@@ -14,6 +14,7 @@ from model.metrics import grow_labels, score_cells, score_regions
 from model.postprocess import Cores, label_cells
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
+from model.twin import twin_path
 from model.types import Labels
 from training.data import Pair
 from training.evaluate import (
@@ -26,6 +27,7 @@ from training.evaluate import (
     score_answers,
     true_regions,
 )
+from training.lock import publishing
 
 # Candidates for the cores, see model.postprocess.Cores.
 CORE_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -44,6 +46,7 @@ class Tuning:
         before, after: score of the cells with the old and the new rule, both at the new threshold: mean AP at IoU 0.5
             to 0.9 where the truth has cells, else V_rand.
         dice: mean, of the masks at the new threshold.
+        has_stale_twin: an int8 twin lies beside it that was made for what was there before.
     """
 
     version: str
@@ -51,6 +54,7 @@ class Tuning:
     before: float
     after: float
     dice: float
+    has_stale_twin: bool = False
 
 
 def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto", quiet: bool = False) -> Tuning:
@@ -66,7 +70,14 @@ def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto"
     Raises:
         DataError: a pair cannot be read.
         WeightsError: the weights cannot be used.
+        RunError: another process publishes to `to`.
     """
+    read_checkpoint(weights)  # what is wrong with it is said before anything is written
+    with publishing(to):
+        return _tune(weights, pairs, to, device, quiet)
+
+
+def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bool) -> Tuning:
     checkpoint = read_checkpoint(weights)
     runtime = make_runtime(checkpoint, device=device, precision="fp32")
     answers = answer_images(Segmenter(checkpoint, runtime), pairs, quiet=quiet)
@@ -90,8 +101,9 @@ def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto"
     }
     scores = score_answers(Segmenter(replace(checkpoint, config=config), runtime), answers, regions=True)
     card = {**checkpoint.card, "scores": {"validation": scores.summary()}, "tuned": tuned}
+    stale = twin_path(to).exists()
     version = write_checkpoint(to, checkpoint.state, config, card, half=_is_half(checkpoint.state))
-    return Tuning(version, config, before, after, curve[threshold])
+    return Tuning(version, config, before, after, curve[threshold], stale)
 
 
 def _candidates(config: ModelConfig) -> list[Cores]:

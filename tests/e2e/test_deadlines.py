@@ -142,6 +142,8 @@ MALFORMED = {
     "two Hosts": b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "two Hosts, HTTP/1.0": b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n",
     "a CONNECT with a body": b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+    "another version": b"GET /livez HTTP/2.0\r\nHost: x\r\n\r\n",
+    "no version": b"GET /livez\r\n\r\n",
     "a space in a header's name": b"GET /livez HTTP/1.1\r\nHo st: x\r\n\r\n",
     "two lengths": b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
     "a length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -259,6 +261,28 @@ def test_rubbish_behind_two_requests_costs_neither_its_answer(server: ServerProc
         connection.sendall(ask + ask + b"rubbish \x00\r\n\r\n")
         reply = read_all(connection)
     assert reply.count(b"HTTP/1.1 200") == 2
+
+
+def test_a_trailer_that_ends_the_connection_ends_it(server: ServerProcess) -> None:
+    form = b"--b\r\nContent-Disposition: form-data; name=file; filename=x\r\n\r\nx\r\n--b--\r\n"
+    head = head_of(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    with connect(server) as connection:
+        connection.sendall(head + b"%x\r\n%s\r\n0\r\nConnection: close\r\n\r\n" % (len(form), form))
+        connection.settimeout(HEAD_S)  # before the deadlines of a connection that waits for more
+        assert read_all(connection).startswith(b"HTTP/1.1 415")
+
+
+def test_who_leaves_with_a_request_queued_behind_is_gone_and_no_error(server: ServerProcess) -> None:
+    request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", to_png(draw_cells(900, 900)))})
+    body = request.read()
+    head = head_of(len(body)).replace(b"multipart/form-data; boundary=b", request.headers["content-type"].encode())
+    before = total(scrape(server), "maskwell_requests_cancelled_total")
+    with connect(server) as connection:
+        connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.1)
+    wait_for(lambda: check_sums(scrape(server))["in_flight"] == 0)
+    assert total(scrape(server), "maskwell_requests_cancelled_total") == before + 1
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_spaces_behind_a_length_change_nothing(server: ServerProcess) -> None:

@@ -114,6 +114,19 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(
     assert ring.find(new) is not None
 
 
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key, line = make_key("alice", "user")
+    path = write(tmp_path / "keys", line)
+    ring = KeyRing(Settings(keys_file=path))
+    path.unlink()
+    os.mkfifo(path)
+    ring.refresh()
+    assert "it is no ordinary file; the keys before stay in force" in caplog.text
+    assert ring.find(key) is not None
+    with pytest.raises(KeysError, match="no ordinary file"):
+        KeyRing(Settings(keys_file=path))
+
+
 def test_new_permissions_alone_make_a_file_be_read_again(tmp_path: Path) -> None:
     path = write(tmp_path / "keys", make_key("alice", "user")[1])
     ring = KeyRing(Settings(keys_file=path))

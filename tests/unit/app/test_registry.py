@@ -409,3 +409,20 @@ def test_a_folder_in_the_place_of_a_twin_costs_the_twin_alone(folder: Path) -> N
 
     twin_path(folder / "best_model.pth").mkdir()
     run(folder, work)
+
+
+def test_a_twin_that_is_put_right_again_is_no_longer_refused(folder: Path) -> None:
+    twin = twin_path(folder / "best_model.pth")
+    write_small_twin(folder / "best_model.pth")
+    whole = twin.read_bytes()
+
+    async def work(registry: Registry) -> None:
+        twin.write_text("no twin")
+        await registry.poll()
+        assert list(registry.refused) == [twin.name]
+        twin.write_bytes(whole)
+        await registry.poll()
+        assert registry.refused == {}
+        assert registry.get(None).segmenter.twin is not None
+
+    run(folder, work)

@@ -32,6 +32,9 @@ def test_a_variable_that_is_no_setting_is_told() -> None:
     assert describe_strangers(environment) == [
         "MASKWELL_KEY_FILE is no setting and is ignored; is MASKWELL_KEYS_FILE meant?"
     ]
+    assert describe_strangers({"MASKWELL_KEY": "alice user sha256:0"}) == [
+        "MASKWELL_KEY is no setting and is ignored; is MASKWELL_KEYS meant?"
+    ]
 
 
 def test_an_empty_variable_is_as_if_it_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from training.__main__ import main
 from training.data import find_pairs
 from training.dataset import image_digest
 from training.errors import DataError, RefusedError, RunError
+from training.lock import publishing
 from training.publish import publish
-from training.quantise import _is_good, publishing, quantise, split_for_twin
+from training.quantise import _is_good, quantise, split_for_twin
 from training.seen import unseen_pairs
 
 

@@ -38,3 +38,11 @@ def test_no_images_and_too_small_ones_are_refused(tmp_path: Path) -> None:
         synthesize(tmp_path, count=0)
     with pytest.raises(DataError):
         synthesize(tmp_path, count=1, size_px=16)
+
+
+def test_images_that_are_there_stay_as_they_are(tmp_path: Path) -> None:
+    synthesize(tmp_path, count=1, size_px=48)
+    before = (tmp_path / "image" / "0000.png").read_bytes()
+    with pytest.raises(DataError, match="image holds files already"):
+        synthesize(tmp_path, count=1, size_px=64)
+    assert (tmp_path / "image" / "0000.png").read_bytes() == before

@@ -8,7 +8,9 @@ import torch
 
 from model.checkpoint import read_checkpoint
 from model.images import encode_png
+from model.twin import twin_path
 from training.__main__ import main
+from training.lock import publishing
 
 
 @pytest.fixture
@@ -54,3 +56,17 @@ def test_a_rule_that_gains_nothing_is_not_taken(level_weights: Path, folder: Pat
         main(["tune", str(level_weights), str(folder), "--to", str(level_weights), "--device", "cpu", "--quiet"]) == 0
     )
     assert read_checkpoint(level_weights).config.core_threshold is None
+
+
+def test_nobody_else_publishes_meanwhile_and_a_twin_of_before_is_told(
+    level_weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tune", str(level_weights), str(folder), "--to", str(level_weights), "--device", "cpu", "--quiet"]
+    with publishing(level_weights):
+        assert main(command) == 2
+    assert "another process publishes" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "twin" not in capsys.readouterr().out
+    twin_path(level_weights).write_text("of before")
+    assert main(command) == 0
+    assert "make it anew by quantise" in capsys.readouterr().out
