@@ -198,10 +198,9 @@ def describe_strangers(environment: Mapping[str, str]) -> list[str]:
     for name in sorted(environment):
         if not name.upper().startswith(PREFIX) or name.upper() in known:
             continue
-        a_key_and_more = (
-            name.upper() == "MASKWELL_KEY" and ":" in environment[name]
-        )  # as the lines of MASKWELL_KEYS have
-        if name.upper() in OTHERS and not a_key_and_more:
+        # a line of MASKWELL_KEYS has colons, and the client's key none
+        is_line = name.upper() == "MASKWELL_KEY" and ":" in environment[name]
+        if name.upper() in OTHERS and not is_line:
             continue
         alike = difflib.get_close_matches(name.upper(), known, n=1)
         meant = f"; is {alike[0]} meant?" if alike else ""
