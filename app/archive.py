@@ -41,8 +41,6 @@ def to_unique_stems(names: Iterable[str]) -> list[str]:
     for name in names:
         stem = to_safe_stem(name)
         candidate, number = stem, last.get(stem, 1)
-        if number > 1:
-            candidate = f"{stem}-{number}"
         while unicodedata.normalize("NFC", candidate.casefold()) in taken:
             number += 1
             candidate = f"{stem}-{number}"

@@ -140,9 +140,10 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        patience_s = None if self._pass_timeout_s == math.inf else self._pass_timeout_s
         for thread in self._threads:
             # one that hangs is left to the end of the process, which it does not hold up
-            thread.join(0 if self.hung else None if self._pass_timeout_s == math.inf else self._pass_timeout_s)
+            thread.join(0 if self.hung else patience_s)
 
     @property
     def alive(self) -> bool:

@@ -9,7 +9,6 @@ import hmac
 import logging
 import re
 import secrets
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -17,6 +16,7 @@ from typing import Literal
 
 from pydantic import SecretStr
 
+from app.files import Signature, sign
 from app.settings import Settings
 
 logger = logging.getLogger("app.keys")
@@ -100,13 +100,11 @@ class KeyRing:
         except KeysError as error:
             logger.error("%s; the keys before stay in force", error)
 
-    def _signature(self) -> tuple[int, ...] | None:
+    def _signature(self) -> Signature | None:
         try:
-            status = self._path.stat() if self._path else None
+            return sign(self._path) if self._path else None
         except OSError:
             return None
-        # the change time too, for new permissions leave the others as they were
-        return (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino) if status else None
 
     def _read(self) -> Sequence[Key]:
         keys: list[Key] = []
@@ -116,8 +114,7 @@ class KeyRing:
             keys += parse_keys(self._text.get_secret_value().replace(";", "\n"), "MASKWELL_KEYS")
         if self._path is not None:
             try:
-                if not stat.S_ISREG(self._path.stat().st_mode):  # a pipe would be waited for
-                    raise KeysError(f"MASKWELL_KEYS_FILE: {self._path} cannot be read: it is no ordinary file")
+                sign(self._path)  # refuses a pipe, which would be waited for
                 text = self._path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "not text"

@@ -9,7 +9,6 @@ import uuid
 from typing import Any
 
 import httptools
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import (
@@ -49,9 +48,8 @@ class Protocol(HttpToolsProtocol):
     _message_ended = False  # in the bytes at hand
     _refused = False
     _error: RequestError | None = None
-    _framing: bytes | None = (
-        None  # of the body beside an upgrade that is passed over: the header that says where it ends
-    )
+    # the header that says where the body beside an upgrade ends
+    _framing: bytes | None = None
     _is_replaying = False
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
@@ -64,7 +62,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._await_head()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 

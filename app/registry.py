@@ -1,11 +1,9 @@
 """Models by name: loads every file of weights in a folder, watches it, and swaps what has changed."""
 
 import asyncio
-import errno
 import hashlib
 import logging
 import re
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.errors import UnknownModelError, WeightsRefusedError
+from app.files import Signature, sign
 from app.patience import Patience, TooSlowError
 from app.schemas import ModelSummary, ReloadReport
 from app.settings import Settings
@@ -26,7 +25,6 @@ logger = logging.getLogger("app.registry")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # fit for a header, a URL and a file
 # At the start; more would compete for memory and gain nothing.
 LOADED_AT_ONCE = 2
-Signature = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Registry:
             self._put(default, segmenter)
             if default in files:
                 self._seen[default] = files[default].signature
-            # A model that warms up keeps one core busy for half of its time; a GPU's graphs are captured one by one.
+            # Some of a warm-up keeps one core busy; a GPU's graphs are captured one by one.
             limit = asyncio.Semaphore(LOADED_AT_ONCE if segmenter.runtime.device == "cpu" else 1)
 
             async def load(name: str, file: _File) -> None:
@@ -353,7 +351,7 @@ class Registry:
             said = None
             if NAME.fullmatch(path.stem):
                 try:
-                    signature = _sign(path)
+                    signature = sign(path)
                     if signature is not None:  # else removed since
                         files[path.stem] = _File(path, (signature, _sign_twin(path)))
                 except OSError as error:
@@ -371,22 +369,6 @@ class Registry:
 def _sign_twin(weights: Path) -> Signature | None:
     """Of the twin beside a file of weights; where it is no file, loading says so and goes on without it."""
     try:
-        return _sign(twin_path(weights))
+        return sign(twin_path(weights))
     except OSError:
         return 0, 0, 0, 0
-
-
-def _sign(path: Path) -> Signature | None:
-    """What changes when a file does; None where there is none.
-
-    Raises:
-        OSError: it cannot be looked at, or is no file: a pipe would be waited for, and a device read without end.
-    """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no ordinary file")
-    # the change time too, for new permissions leave the others as they were
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

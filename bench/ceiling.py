@@ -10,7 +10,7 @@ images; and what became of each cell that was not found.
 import argparse
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +20,20 @@ from skimage.measure import label
 from skimage.segmentation import relabel_sequential, watershed
 from tqdm import tqdm
 
-from model.metrics import average_precision, match_counts
+from model.metrics import Counts, average_precision, score_cells
 from model.postprocess import Maps
 from model.segmenter import Segmenter, load_segmenter
 from model.types import Image, Labels, Mask
 from training.data import Pair, find_pairs
 from training.dataset import PairCache
-from training.evaluate import AP_THRESHOLDS, Answer, answer_images
+from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_mean_ap
 
 Pairs = list[tuple[Labels, Labels]]  # truth and found
+PerThreshold = Mapping[float, Counts]  # of an image
 FOUND_IOU = 0.5
 SEEN_SHARE = 0.2  # of a cell that the mask has to cover for it to have been seen at all
-DRAWS = 2000
 INSIDE_SHARE = 0.5  # of a cell that lies in one of those found
+DRAWS = 2000
 
 
 def main() -> None:
@@ -41,10 +42,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--val-list", type=Path, required=True, help="file of image names, a line each")
     parser.add_argument("--weights", type=Path, default=Path("weights/best_model.pth"))
+    parser.add_argument("--precision", choices=["auto", "fp32", "int8"], default="auto", help="as the service's")
     parser.add_argument("--look", default="grey, dark", help="kind of picture, as evaluate names it")
     parser.add_argument("--training", type=int, default=200, help="images trained on that are drawn")
     options = parser.parse_args()
-    segmenter = load_segmenter(options.weights, device="cpu")
+    segmenter = load_segmenter(options.weights, device="cpu", precision=options.precision)
     held_out = set(options.val_list.read_text().split())
     pairs = find_pairs(options.data)
     validation = [pair for pair in pairs if pair.name in held_out]
@@ -75,38 +77,34 @@ def main() -> None:
     for name, found in rows.items():
         if not found:
             continue
-        scores = [pooled(found, threshold) for threshold in AP_THRESHOLDS]
+        counts = count_matches(found)
+        sums = np.sum([[count[threshold] for threshold in AP_THRESHOLDS] for count in counts], axis=0).tolist()
+        scores = [average_precision((tp, fp, fn)) for tp, fp, fn in sums]
         n_cells = sum(int(truth.max()) for truth, _ in found)
         values = " | ".join(f"{score:.3f}" for score in (*scores, float(np.mean(scores))))
         print(f"| {name} | {len(found)} | {n_cells} | {values} |")
-    print("\n" + describe_spread(rows["as it answers"]))
+    print("\n" + describe_spread(count_matches(rows["as it answers"])))
     fates = sum((fates_of(*pair) for pair in rows["as it answers"]), Counter())
     print("\n" + ", ".join(f"{name}: {count}" for name, count in fates.most_common()))
 
 
-def describe_spread(pairs: Pairs) -> str:
+def describe_spread(counts: Sequence[PerThreshold]) -> str:
     """How far the mean AP hangs on which images were drawn: by drawing as many of them again and again."""
-    counts = np.array([[match_counts(*pair, threshold) for threshold in AP_THRESHOLDS] for pair in pairs])
-
-    def mean_ap(drawn: npt.NDArray[np.int64]) -> float:
-        sums = counts[drawn].sum(axis=0)
-        return float((sums[:, 0] / sums.sum(axis=1)).mean())
-
-    each = float(np.mean([[average_precision(tuple(of)) for of in image] for image in counts.tolist()]))
+    n = len(counts)
     generator = np.random.default_rng(0)
-    draws = [mean_ap(generator.integers(0, len(pairs), len(pairs))) for _ in range(DRAWS)]
+    draws = [pooled_mean_ap([counts[index] for index in generator.integers(0, n, n)]) for _ in range(DRAWS)]
     low, lower, upper, high = np.percentile(draws, (2.5, 16, 84, 97.5))
-    pooled_ap = mean_ap(np.arange(len(pairs)))
+    each = np.mean([pooled_mean_ap([count]) for count in counts])
     return (
-        f"mean AP {pooled_ap:.3f} with counts pooled, {each:.3f} as the mean over images; pooled, of as many drawn "
-        f"from these images: {lower:.3f} to {upper:.3f} in two draws of three, {low:.3f} to {high:.3f} in 95 %"
+        f"mean AP {pooled_mean_ap(counts):.3f} with counts pooled, {each:.3f} as the mean over images; "
+        f"pooled, of as many drawn from these images: {lower:.3f} to {upper:.3f} in two draws of three, "
+        f"{low:.3f} to {high:.3f} in 95 %"
     )
 
 
-def pooled(pairs: Pairs, threshold: float) -> float:
-    """AP, counts pooled over images."""
-    tp, fp, fn = np.sum([match_counts(*pair, threshold) for pair in pairs], axis=0).tolist()
-    return average_precision((tp, fp, fn))
+def count_matches(pairs: Pairs) -> list[PerThreshold]:
+    """Of each image, at each of AP_THRESHOLDS."""
+    return [score_cells(*pair, AP_THRESHOLDS).counts for pair in pairs]
 
 
 def in_all_orientations(segmenter: Segmenter, pair: Pair) -> Maps:

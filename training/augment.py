@@ -156,7 +156,7 @@ def _recolour(planes: Planes, recipe: Recipe, generator: np.random.Generator) ->
     if np.ptp(planes[:, ::4, ::4], axis=0).mean() > COLOUR_SHARE:
         weights = generator.dirichlet(np.ones(len(planes))).astype(np.float32)
         grey = np.tensordot(weights, planes, axes=1)
-        return _rescale(np.repeat(grey[None], len(planes), axis=0), recipe)
+        return np.repeat(_rescale(grey[None], recipe), len(planes), axis=0)
     if np.median(planes[:, ::4, ::4]) > 0.5:
         return planes
     # squares make strong colours, one channel alone for example, as frequent as pale ones

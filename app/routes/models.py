@@ -82,7 +82,7 @@ def _read_about(folder: Path, model: Model) -> str | None:
 
 def _without_lists(card: dict[str, Any]) -> dict[str, Any]:
     """The card without the names and digests of single images, which may be patients', but with how many they are."""
-    shown = {key: value for key, value in card.items() if key not in ("split", "seen", PROFILE_KEY)}
+    shown = {key: value for key, value in card.items() if key not in ("split", "seen", "seen_by_name", PROFILE_KEY)}
     split = card.get("split")
     if isinstance(split, dict):
         shown["split"] = {part: len(names) for part, names in split.items() if isinstance(names, list)}

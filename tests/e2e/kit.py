@@ -55,6 +55,7 @@ def write_weights(path: Path, seed: int = 0, **config: Any) -> str:
         "seed": seed,
         "split": {"train": ["a", "b"], "validation": ["c"]},
         "seen": ["0123abcd"],
+        "seen_by_name": ["c"],
         "tuned": {"images": ["c"]},
     }
     return write_checkpoint(path, state, model_config.model_copy(update={"threshold": round(threshold, 4)}), card)
