@@ -273,13 +273,15 @@ def test_a_trailer_that_ends_the_connection_ends_it(server: ServerProcess) -> No
 
 
 def test_who_leaves_with_a_request_queued_behind_is_gone_and_no_error(server: ServerProcess) -> None:
-    request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", to_png(draw_cells(900, 900)))})
+    # large enough that nobody's machine has answered before it is seen that the request is there
+    large = to_png(draw_cells(4000, 4000))
+    request = httpx.Request("POST", f"{server.url}/segment", files={"file": ("x.png", large)})
     body = request.read()
     head = head_of(len(body)).replace(b"multipart/form-data; boundary=b", request.headers["content-type"].encode())
     before = total(scrape(server), "maskwell_requests_cancelled_total")
     with connect(server) as connection:
         connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(0.1)
+        wait_for(lambda: check_sums(scrape(server))["in_flight"] == 1)
     wait_for(lambda: check_sums(scrape(server))["in_flight"] == 0)
     assert total(scrape(server), "maskwell_requests_cancelled_total") == before + 1
     assert "Traceback" not in server.log.read_text()

@@ -100,11 +100,13 @@ def test_received_is_answered_plus_refused_plus_cancelled_after_mixed_traffic(se
         assert time.monotonic() < deadline, sums
         time.sleep(0.05)
     assert sums["received"] == sums["answered"] + sums["refused"] + sums["cancelled"]
-    assert total(samples, "maskwell_requests_answered_total", route="/segment", method="POST", code="200") == 12
     for reason, count in {"undecodable_image": 4, "image_too_large": 4, "key_required": 1, "unknown_model": 1}.items():
         assert total(samples, "maskwell_requests_refused_total", reason=reason) == count, reason
-    # two of three leave after the head: those in the middle of the body, and those who wait for the answer
+    # two of three leave after the head: those in the middle of the body, and those who wait for the answer, if a quick
+    # machine has not sent it before
     assert 4 <= sums["cancelled"] <= 8
+    answered = total(samples, "maskwell_requests_answered_total", route="/segment", method="POST", code="200")
+    assert answered == 12 + 8 - sums["cancelled"]
     assert total(samples, "maskwell_requests_cancelled_total", route="/segment") == sums["cancelled"]
     assert total(samples, "maskwell_requests_refused_total", route="other", code="404") == 2
     assert total(samples, "maskwell_batch_files_refused_total", reason="undecodable_image") == 1
