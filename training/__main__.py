@@ -64,6 +64,7 @@ def _fit(options: argparse.Namespace) -> int:
         device=options.device,
         precision=options.precision,
         init=None if options.init is None else read_checkpoint(options.init),
+        teacher=None if options.teacher is None else read_checkpoint(options.teacher),
         workers=options.workers,
         max_steps=options.max_steps,
         quiet=options.quiet,
@@ -252,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         help="16-mixed on a GPU, bf16-mixed on a CPU that computes in it, else 32-true; classic: 32-true on any CPU",
     )
     fit.add_argument("--init", type=Path, help="weights to begin with instead of random ones")
+    fit.add_argument("--teacher", type=Path, help="weights of a larger network whose answers to learn from, too")
     fit.add_argument(
         "--workers", type=int, help="processes that prepare samples; by default none on a CPU, some on a GPU"
     )

@@ -22,6 +22,7 @@ _ALLOWED: dict[str, tuple[float, float]] = {
     "dice_weight": (0, 1000),
     "border_weight": (0, 1000),
     "distance_weight": (0, 1000),
+    "teacher_weight": (0, 1),
     "ema_decay": (0, 1),
     "patience": (0, 1_000_000),
     "alone_prob": (0, 1),
@@ -69,6 +70,7 @@ class Recipe:
         clip_norm: largest norm of the gradient; 0 leaves it as it is.
         dice_weight: weight of the soft Dice loss beside binary cross-entropy.
         border_weight, distance_weight: weights of these outputs' losses beside the cell output's.
+        teacher_weight: share of the teacher's answer in the targets, beside the truth; nothing without a teacher.
         ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights themselves.
         patience: epochs without a better validation score after which a run stops; 0 never stops early.
         alone_prob: of taking a small part of an image as if it had been sent alone, with a scale of its own; half of
@@ -115,6 +117,7 @@ class Recipe:
     dice_weight: float = 1.0
     border_weight: float = 1.0
     distance_weight: float = 1.0
+    teacher_weight: float = 0.75
     ema_decay: float = 0.995
     patience: int = 0
     alone_prob: float = 0.1

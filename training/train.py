@@ -40,6 +40,7 @@ from training.evaluate import Scores, evaluate
 from training.figures import draw_curves, draw_overlays
 from training.losses import segmentation_loss
 from training.seen import read_seen
+from training.teacher import Teacher
 from training.widen import widen
 
 STATE_FORMAT = "maskwell-run/2"
@@ -103,6 +104,7 @@ def fit(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Precision | None = None,
     init: Checkpoint | None = None,
+    teacher: Checkpoint | None = None,
     workers: int | None = None,
     max_steps: int | None = None,
     quiet: bool = False,
@@ -120,6 +122,7 @@ def fit(
         precision: mixed precision; None takes `16-mixed` on a GPU, and on a CPU `bf16-mixed` where it computes in
             bfloat16, but for the recipe `classic`, which is the tutorial's arithmetic; else `32-true`.
         init: weights to begin with, of the recipe's architecture, instead of random ones.
+        teacher: weights that say, beside the truth, what the network is to answer (training.teacher).
         workers: processes that prepare samples. None takes none on a CPU, whose cores the steps have, and beside each
             GPU its share of the cores, up to MAX_WORKERS.
         max_steps: stop after so many more steps, as a signal would; for trials.
@@ -141,7 +144,7 @@ def fit(
     if workers is None:
         workers = choose_workers(fabric.device.type)
     with _locked(run_folder, fabric), _stop_signals() as stop:
-        run = _Run(fabric, chosen, train, validation, recipe, run_folder, data_name, init, workers, quiet)
+        run = _Run(fabric, chosen, train, validation, recipe, run_folder, data_name, init, teacher, workers, quiet)
         finished = run.steps(stop, max_steps)
         best = run_folder / "best.pth"
         if finished and fabric.is_global_zero:
@@ -165,14 +168,15 @@ class _Run:
         folder: Path,
         data_name: str,
         init: Checkpoint | None,
+        teacher: Checkpoint | None,
         workers: int,
         quiet: bool,
     ) -> None:
         self.fabric, self.recipe, self.folder, self.quiet = fabric, recipe, folder, quiet
         self._data_name = data_name
         self._precision = precision
-        self._init_version = None if init is None else init.version
-        self._seen_before = read_seen([] if init is None else [init.card])
+        self._init_version, self._teacher_version = (None if each is None else each.version for each in (init, teacher))
+        self._seen_before = read_seen(each.card for each in (init, teacher) if each is not None)
         hidden = quiet or not fabric.is_global_zero
         self._train = PairCache(train, quiet=hidden)
         if recipe.warp_prob and self._train.largest_side >= MAX_WARPED_PX:
@@ -184,6 +188,7 @@ class _Run:
         digest = None if self._validation is None else self._validation.digest
         self._validation_digest: str | None = fabric.broadcast(digest)
         self.config = model_config(recipe, train, self._train.largest_side)
+        self._teacher = None if teacher is None else Teacher(teacher, self.config, fabric)
         self._split = {"train": [pair.name for pair in train], "validation": [pair.name for pair in validation]}
         torch.manual_seed(recipe.seed)
         network = self.config.architecture.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -265,6 +270,8 @@ class _Run:
     def _step(self, images: Tensor, targets: Tensor) -> float:
         recipe = self.recipe
         self.network.train()
+        if self._teacher is not None:
+            targets = self._teacher.soften(images, targets, recipe.teacher_weight)
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
         loss = segmentation_loss(
             logits,
@@ -353,6 +360,7 @@ class _Run:
             PROFILE_KEY: make_profile(self._train.intensities),
             "recipe": self.recipe.to_dict(),
             "init": self._init_version,
+            "teacher": self._teacher_version,
             "epoch": self.progress.epoch + 1,
             "steps": steps,
             "samples": steps * self._keys.batch_size,
@@ -369,6 +377,7 @@ class _Run:
                 "train": self._train.digest,
                 "validation": self._validation_digest,
                 "init": self._init_version,
+                "teacher": self._teacher_version,
                 "precision": self._precision,
             },
             sort_keys=True,
@@ -404,7 +413,7 @@ class _Run:
             raise RunError(f"{path} is damaged; delete it to begin anew") from error
         if state.get("format") != STATE_FORMAT or state.get("fingerprint") != self._fingerprint():
             raise RunError(
-                f"{path} belongs to another recipe, precision or --init, or to other images; "
+                f"{path} belongs to another recipe, precision, --init or --teacher, or to other images; "
                 "name another --run-folder, or delete this one"
             )
         module: nn.Module = self.network.module
