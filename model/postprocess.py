@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from model.parting import label_foreground, part
+from model.parting import find_runs, label_foreground, part
 from model.types import Labels, Levels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
@@ -169,9 +169,10 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
     labels, count = _regions(maps, threshold, min_area_px, cores, mask_only=True)
     flat = labels.reshape(-1)
     bands = [slice(start, start + BAND_PX) for start in range(0, flat.size, BAND_PX)]
-    areas = np.zeros(count + 1, dtype=np.int64)
+    areas = np.zeros(count + 1)
     for band in bands:
-        areas += np.bincount(flat[band], minlength=count + 1)
+        starts, lengths = find_runs(flat[band])
+        areas += np.bincount(flat[band][starts], weights=lengths, minlength=count + 1)
     kept = areas >= min_area_px
     kept[0] = False
     # The mask takes the room of the labels, whose bytes before a band have been read: a large image has none for both.
@@ -231,18 +232,17 @@ def _renumber(labels: Labels, count: int, min_area_px: int) -> None:
     """
     if count == 0:
         return
-    areas = np.zeros(count + 1, dtype=np.int64)
+    areas = np.zeros(count + 1)
     first = np.full(count + 1, labels.size, dtype=np.int64)
     flat = labels.reshape(-1)
     bands = [slice(start, min(start + BAND_PX, flat.size)) for start in range(0, flat.size, BAND_PX)]
     for band in bands:
-        numbers = flat[band]
-        if min_area_px > 0:
-            areas += np.bincount(numbers, minlength=count + 1)
-        # A label's first pixel starts a run of it; there are far fewer runs than pixels.
-        starts = np.concatenate([[0], np.flatnonzero(numbers[1:] != numbers[:-1]) + 1])[::-1]
+        starts, lengths = find_runs(flat[band])
+        number_of_run = flat[band][starts]
+        areas += np.bincount(number_of_run, weights=lengths, minlength=count + 1)
         of_band = np.full(count + 1, labels.size, dtype=np.int64) if len(bands) > 1 else first
-        of_band[numbers[starts]] = starts + band.start  # of several starts of one label the last written, the first
+        # of several runs of one label the last written, which is the first
+        of_band[number_of_run[::-1]] = starts[::-1] + band.start
         np.minimum(first, of_band, out=first)
     kept = (first < labels.size) & (areas >= min_area_px)
     kept[0] = False
