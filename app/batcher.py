@@ -28,7 +28,7 @@ import numpy as np
 from app.admission import Reservation
 from app.errors import DeadlineExceededError, DrainingError, InferenceError, NotReadyError, OutOfMemoryError
 from model import Segmenter
-from model.runtime import Runtime
+from model.runtime import Runtime, stack_tiles
 from model.tiling import Stitcher
 from model.types import Batch, Logits, Planes
 
@@ -315,7 +315,7 @@ class Batcher:
         runtime = picks[0].job.segmenter.runtime
         tiles = runtime.batch_tiles
         try:
-            batch = np.stack(parts) if len(parts) > 1 else parts[0][None]
+            batch = stack_tiles(parts) if len(parts) > 1 else parts[0][None]
             logits = self._pass(runtime, batch, alone=alone)
         except MemoryError as error:
             self._attempt_in_halves(picks, tiles, error)

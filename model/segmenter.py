@@ -16,7 +16,7 @@ from model.errors import WeightsError
 from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, mask_cells, threshold_mask, to_maps
 from model.preprocess import Preprocessor, RowReader
 from model.quality import PROFILE_KEY, Flag, assess_answer, assess_image, in_order, sample_rows
-from model.runtime import Precision, Runtime, choose_device, make_runtime
+from model.runtime import Precision, Runtime, choose_device, make_runtime, stack_tiles
 from model.tiling import PlaneReader, Stitcher, TileGrid, plan_tiles
 from model.twin import TwinFile, read_twin
 from model.types import Image, Labels, Logits, Mask, Probability
@@ -212,7 +212,7 @@ class Segmenter:
         return self.finish(stitcher, threshold=threshold, min_area_px=min_area_px)
 
     def _run(self, stitcher: Stitcher, indices: range, *, alone: bool = False) -> Logits:
-        return self.runtime.run(np.stack([stitcher.tile(index) for index in indices]), alone=alone)
+        return self.runtime.run(stack_tiles([stitcher.tile(index) for index in indices]), alone=alone)
 
     def _add(self, stitcher: Stitcher, indices: range, logits: Logits) -> None:
         for index, tile_logits in zip(indices, logits, strict=True):

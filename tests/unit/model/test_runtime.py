@@ -8,7 +8,7 @@ import torch
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
-from model.runtime import Precision, TorchRuntime, _container_cpus, available_cpus, choose_device
+from model.runtime import Precision, TorchRuntime, _container_cpus, available_cpus, choose_device, stack_tiles
 from tests.files import write_seeded_weights
 
 
@@ -161,3 +161,12 @@ def test_a_containers_share_of_the_processor_is_known(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert _container_cpus(tmp_path) == cpus
+
+
+def test_tiles_are_stacked_in_c_order_grey_ones_too() -> None:
+    generator = np.random.default_rng(0)
+    grey = np.broadcast_to(generator.random((1, 8, 8), dtype=np.float32), (3, 8, 8))
+    colour = generator.random((3, 8, 8), dtype=np.float32)
+    batch = stack_tiles([grey, colour])
+    assert batch.flags.c_contiguous
+    assert np.array_equal(batch, [grey, colour])
