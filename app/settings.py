@@ -48,7 +48,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=256,
-        description="Passes under way at a time on a CPU, which share its cores; 0 takes what suits it.",
+        description="Passes under way at a time, which share a CPU's cores; on a GPU one computes while others are "
+        "copied. 0 takes what suits the device.",
     )
     cache_dir: str = Field(
         "auto",

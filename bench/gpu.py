@@ -1,18 +1,17 @@
 """Tiles a second on a GPU, by tiles a pass, side and precision: `python bench/gpu.py [--write]`.
 
-Without a GPU it says so and writes nothing. Each number is the median of passes after a warm-up, copies to and from the
-GPU included, by the runtime that serves.
+Without a GPU it says so and writes nothing. Copies to and from the GPU are included: the runtime that serves, with as
+many passes under way as it has streams.
 """
 
 import argparse
-import statistics
 import sys
-import time
 from typing import Literal
 
 import numpy as np
 import torch
 from kit import machine, report
+from overhead import time_engine
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig
 from model.runtime import TorchRuntime
@@ -26,7 +25,7 @@ def main() -> int:
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--tiles", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each number")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -42,24 +41,13 @@ def main() -> int:
             for side in options.sides:
                 for tiles in options.tiles:
                     runtime = TorchRuntime(checkpoint, device="cuda", precision=precision, batch_tiles=tiles)
-                    cells.append(f"{tiles / seconds_a_pass(runtime, side, options.repeats):.0f}")
+                    batch = np.random.default_rng(0).random((tiles, 1, side, side), dtype=np.float32)
+                    time_engine(runtime, batch, options.seconds / 4)
+                    cells.append(f"{tiles * time_engine(runtime, batch, options.seconds):.0f}")
             lines.append(f"| {width} | {precision} | {' | '.join(cells)} |")
             print(lines[-1], file=sys.stderr, flush=True)
     report("gpu", [f"Tiles a second. {torch.cuda.get_device_name()}; {machine()}", "", *lines], write=options.write)
     return 0
-
-
-def seconds_a_pass(runtime: TorchRuntime, side: int, repeats: int) -> float:
-    """Median, copies included."""
-    batch = np.random.default_rng(0).random((runtime.batch_tiles, 1, side, side), dtype=np.float32)
-    for _ in range(5):
-        runtime.run(batch)
-    times = []
-    for _ in range(repeats):
-        started_at = time.perf_counter()
-        runtime.run(batch)
-        times.append(time.perf_counter() - started_at)
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,15 @@ class TorchRuntime:
     """
 
     name = "torch"
-    streams = 1
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "auto", batch_tiles: int = 0
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        batch_tiles: int = 0,
+        streams: int = 0,
     ) -> None:
         if precision == "int8":
             raise WeightsError("precision 'int8' by PyTorch; it is there on a CPU by OpenVINO alone")
@@ -74,6 +79,8 @@ class TorchRuntime:
         self.precision: str = ("fp16" if self._on_gpu else "fp32") if precision == "auto" else precision
         # On a CPU a larger batch only falls out of the caches (decisions/0004).
         self.batch_tiles = batch_tiles or (8 if self._on_gpu else 1)
+        # On a GPU one pass computes while another's tiles are on their way.
+        self.streams = (streams or 2) if self._on_gpu else 1
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
         network = checkpoint.build()
         self._network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
@@ -88,7 +95,9 @@ class TorchRuntime:
         try:
             with self._lock:
                 captured = self._capture(batch.shape)
-                return (captured.run(batch) if captured else self._run_eagerly(batch))[:n]
+                if captured is None:
+                    return self._run_eagerly(batch)[:n]
+            return captured.run(batch)[:n]
         except torch.OutOfMemoryError as error:
             self._captured.clear()
             torch.cuda.empty_cache()
@@ -104,7 +113,7 @@ class TorchRuntime:
             # batch_tiles may go down where memory is short; what was captured for more is of no use then
             self._captured = {old: kept for old, kept in self._captured.items() if old[0] == shape[0]}
             try:
-                self._captured[shape] = CapturedPass(self._forward, shape, self._device)
+                self._captured[shape] = CapturedPass(self._forward, shape, self._device, ways=self.streams)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
@@ -164,7 +173,8 @@ def make_runtime(
         precision: `auto` (fp16 on a GPU; on a CPU int8 with a twin, else fp32), `fp32`, `fp16` (GPU alone), `bf16` or
             `int8` (CPU alone).
         batch_tiles: tiles in a pass; 0 takes what suits the device.
-        streams: passes under way at a time on a CPU, which share its cores; 0 takes what suits it.
+        streams: passes under way at a time, which share a CPU's cores; on a GPU one computes while the others' tiles
+            and logits are copied. 0 takes what suits the device.
         threads: cores of a CPU to use; 0 takes all that the process may use.
         twin: of the checkpoint, for int8.
         cache: keeps compiled networks from one start to the next.
@@ -174,7 +184,9 @@ def make_runtime(
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":
-        return TorchRuntime(checkpoint, device=str(chosen), precision=precision, batch_tiles=batch_tiles)
+        return TorchRuntime(
+            checkpoint, device=str(chosen), precision=precision, batch_tiles=batch_tiles, streams=streams
+        )
     from model.openvino_runtime import OpenVinoRuntime  # here, so that a GPU host does not load it
 
     if precision == "int8" and twin is None:

@@ -255,7 +255,7 @@ def load_segmenter(
         precision: `auto` (float16 on a GPU; on a CPU int8 where the weights have a twin that fits, else float32),
             `fp32`, `fp16` (GPU alone), `bf16` or `int8` (CPU alone).
         batch_tiles: tiles in a pass; 0 takes what suits the device.
-        streams: passes under way at a time on a CPU; 0 takes what suits it.
+        streams: passes under way at a time; 0 takes what suits the device.
         threads: cores of a CPU to use; 0 takes all that the process may use.
         cache: keeps compiled networks from one start to the next.
 

@@ -1,5 +1,6 @@
 """A batch in, logits out: the same bytes alone and in company, and a device that is there or an error."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +125,22 @@ def test_a_captured_pass_answers_what_the_network_answers(checkpoint: Checkpoint
     assert len(runtime._captured) == 2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_passes_under_way_together_on_a_gpu_answer_as_each_alone(checkpoint: Checkpoint) -> None:
+    runtime = TorchRuntime(checkpoint, device="cuda", batch_tiles=4)
+    batches = [tiles(1 + number % 4, 128) + number for number in range(200)]
+    alone = [runtime.run(batch) for batch in batches]
+    with ThreadPoolExecutor(2 * runtime.streams) as threads:  # more than there are ways to the device
+        together = list(threads.map(runtime.run, batches))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_network_that_cannot_be_captured_runs_eagerly(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr("model.runtime.CapturedPass", refuse)
