@@ -11,8 +11,8 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +26,19 @@ from model.types import Batch
 
 
 def time_engine(runtime: Runtime, tile: Batch, seconds: float) -> float:
-    """Tiles a second with as many passes under way as the engine has streams."""
-    counts = []
+    """Passes a second with as many passes under way as the engine has streams."""
     started_at = time.perf_counter()
 
-    def work() -> None:
+    def work(_: int) -> int:
         count = 0
         while time.perf_counter() - started_at < seconds:
             runtime.run(tile)
             count += 1
-        counts.append(count)
+        return count
 
-    workers = [threading.Thread(target=work) for _ in range(runtime.streams)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(counts) / (time.perf_counter() - started_at)
+    with ThreadPoolExecutor(runtime.streams) as threads:
+        passes = sum(threads.map(work, range(runtime.streams)))
+    return passes / (time.perf_counter() - started_at)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """A network on a GPU, captured once for a shape of batch and replayed without Python between its kernels."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -11,6 +12,24 @@ from torch import Tensor
 from model.types import Batch, Logits
 
 WARM_UP_PASSES = 3  # cuDNN and cuBLAS choose their kernels and take their memory, which must not happen in a capture
+
+# Captures wait for the whole device, which breaks another one that is under way.
+_capturing = threading.Lock()
+
+
+def free_memory() -> None:
+    """Give the memory that PyTorch keeps back to the device, between captures."""
+    with _capturing:
+        torch.cuda.empty_cache()
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures, of a priority of its own.
+
+    PyTorch hands out some 32 streams of a priority in turn, so another's copies might come into a capture.
+    """
+    return torch.cuda.Stream(device, priority=-1)
 
 
 class CapturedPass:
@@ -30,23 +49,26 @@ class CapturedPass:
     def __init__(
         self, forward: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, *, ways: int = 1
     ) -> None:
-        self._stream = torch.cuda.Stream(device)
         self._lock = threading.Lock()
-        with torch.cuda.device(device), torch.cuda.stream(self._stream):
-            self._batch = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
-            for _ in range(WARM_UP_PASSES):
-                expected = forward(self._batch)
-            self._stream.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            # another thread may be loading weights meanwhile; its calls are none of this capture's business
-            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._logits = forward(self._batch)
-            self._graph.replay()
-            if not torch.equal(self._logits, expected):  # waits until all is done
-                raise RuntimeError("the captured network gives other values than the network itself")
-            self._ways: queue.SimpleQueue[_Way] = queue.SimpleQueue()
-            for _ in range(ways):
-                self._ways.put(_Way(shape, self._logits))
+        with _capturing, torch.cuda.device(device):
+            capturing = _capture_stream(device)
+            with torch.cuda.stream(capturing):
+                # drawn on the CPU: a GPU's generator may belong to somebody's capture
+                self._batch = torch.rand(shape).to(device).contiguous(memory_format=torch.channels_last)
+                for _ in range(WARM_UP_PASSES):
+                    expected = forward(self._batch)
+                capturing.synchronize()
+                self._graph = torch.cuda.CUDAGraph()
+                # another thread may be working meanwhile; its calls are none of this capture's business
+                with torch.cuda.graph(self._graph, stream=capturing, capture_error_mode="thread_local"):
+                    self._logits = forward(self._batch)
+                self._graph.replay()
+                if not torch.equal(self._logits, expected):  # waits until all is done
+                    raise RuntimeError("the captured network gives other values than the network itself")
+                self._ways: queue.SimpleQueue[_Way] = queue.SimpleQueue()
+                for _ in range(ways):
+                    self._ways.put(_Way(shape, self._logits))
+            self._stream = torch.cuda.Stream(device)
 
     def run(self, batch: Batch) -> Logits:
         """Logits of a batch of the shape; the caller may keep them. From any thread."""

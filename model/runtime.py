@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, cast
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.compiled_cache import CompiledCache
-from model.cuda_graph import CapturedPass
+from model.cuda_graph import CapturedPass, free_memory
 from model.errors import WeightsError
 from model.twin import Twin
 from model.types import Batch, Logits, Planes
@@ -99,8 +100,10 @@ class TorchRuntime:
                     return self._run_eagerly(batch)[:n]
             return captured.run(batch)[:n]
         except torch.OutOfMemoryError as error:
-            self._captured.clear()
-            torch.cuda.empty_cache()
+            traceback.clear_frames(error.__traceback__)  # what did not fit would stay while less is tried
+            with self._lock:
+                self._captured.clear()
+                free_memory()
             raise MemoryError(f"no room for {batch.shape[0]} tiles on {self.device}") from error
         except RuntimeError as error:
             if "DefaultCPUAllocator" in str(error):  # the CPU's allocator has no exception of its own

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - Dice of probabilities and 0/1 targets, (N, H, W) each, over the whole batch; a scalar in [0, 1].
+    """1 - Dice of probabilities and targets in [0, 1], (N, H, W) each, over the whole batch; a scalar in [0, 1].
 
     The batch counts as one picture, so that crops without a cell neither divide by zero nor count alone.
     Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016, doi:10.1109/3DV.2016.79.
@@ -27,7 +27,7 @@ def segmentation_loss(
     dice_weight: float = 0.0,
     weights: Mapping[str, float] | None = None,
 ) -> Tensor:
-    """The training loss: the sum over outputs of binary cross-entropy and, for those of 0 or 1, soft Dice.
+    """The training loss: the sum over outputs of binary cross-entropy and, for those that say yes or no, soft Dice.
 
     Args:
         logits, targets: (N, K, H, W); targets in [0, 1].

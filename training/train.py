@@ -130,7 +130,8 @@ def fit(
 
     Raises:
         DataError: a pair cannot be read.
-        RunError: another process uses the run folder, or what is in it belongs to another recipe or split.
+        RunError: another process uses the run folder, or what is in it belongs to another recipe or split; `init` or
+            `teacher` does not fit the recipe.
     """
     if out.is_dir():
         raise RunError(f"{out} is a folder; --out names a file")

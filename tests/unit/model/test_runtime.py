@@ -135,6 +135,8 @@ def test_passes_under_way_together_on_a_gpu_answer_as_each_alone(checkpoint: Che
         together = list(threads.map(runtime.run, batches))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
+    assert runtime._may_capture
+    assert len(runtime._captured) == 1
 
 
 def test_a_network_that_cannot_be_captured_runs_eagerly(
@@ -180,6 +182,7 @@ def test_tiles_are_stacked_in_c_order_grey_ones_too() -> None:
     generator = np.random.default_rng(0)
     grey = np.broadcast_to(generator.random((1, 8, 8), dtype=np.float32), (3, 8, 8))
     colour = generator.random((3, 8, 8), dtype=np.float32)
-    batch = stack_tiles([grey, colour])
-    assert batch.flags.c_contiguous
-    assert np.array_equal(batch, [grey, colour])
+    for parts in ([grey, grey[:, ::-1]], [grey, colour], [colour]):
+        batch = stack_tiles(parts)
+        assert batch.flags.c_contiguous
+        assert np.array_equal(batch, np.array([part.tolist() for part in parts], np.float32))
