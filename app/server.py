@@ -139,6 +139,8 @@ def run_worker(folder: Path, settings: Settings, listener: socket.socket, link: 
         sys.exit(FAILED_START)
     metrics.count_as(slot)
     os.setpgid(0, 0)  # a Ctrl-C in the terminal goes to the supervisor alone, which passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that came before is the supervisor's
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sys.exit(_run(create_app(settings, Peers(link, folder)), settings, [listener]))
 
 

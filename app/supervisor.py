@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
@@ -177,15 +178,16 @@ class Supervisor:
         slot = min(set(range(self._settings.workers)) - {worker.slot for worker in self._workers})
         arguments = (self._settings, self._listener, theirs, slot)
         process = self._context.Process(target=self._run_worker, args=arguments, name="maskwell-worker")
-        # until the worker has handlers of its own, a Ctrl-C in the terminal shall not reach it
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # until the worker is out of the terminal's reach, a Ctrl-C shall not end it; for this process it only waits
+        resource_tracker.ensure_running()  # or start() did so, and let the signal through
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         except OSError:
             ours.close()
             raise
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()  # so that the worker's death closes the line
         now = time.monotonic()
         self._workers.append(_Worker(process, ours, slot, started_at=now, heard_at=now, pid=process.pid or 0))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.browser.kit import find_browser
 from tests.e2e.kit import ServerProcess, write_weights
@@ -12,6 +12,9 @@ from tests.e2e.kit import ServerProcess, write_weights
 SANDBOX = "--no-sandbox"
 # No name but the server's resolves: what the page would fetch from elsewhere fails, and is seen by `page` below.
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+
+
+expect.set_options(timeout=30_000)  # the machine may be busy
 
 
 def is_error(message: ConsoleMessage) -> bool:

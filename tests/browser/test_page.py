@@ -3,7 +3,9 @@
 import base64
 import io
 import re
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,14 @@ def find_barriers(page: Page) -> list[str]:
 
 def wait_for(page: Page, state: str) -> None:
     page.wait_for_selector(f"#overlay[data-state={state}]")
+
+
+def wait_until(page: Page, condition: Callable[[], bool]) -> None:
+    """Of what the test itself collects, which it does while the page is waited for."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        page.wait_for_timeout(20)
 
 
 def open_at_once(page: Page, data: bytes, name: str = "cells_png") -> None:
@@ -230,8 +240,12 @@ def test_the_pixels_on_show_are_those_of_the_mask_that_the_api_returns(page: Pag
     page.check("[value=outlines]")
     overlay = decode(ask(server, TIFF16, output="overlay"))
     assert np.array_equal(shown_mask(page), (overlay == (0, 220, 255)).all(axis=2))  # BGR
+    held: list[Route] = []
+    page.route("**/segment?output=labels*", lambda route: held.append(route))
     page.fill("#min-area", "60")
     page.wait_for_selector("#overlay[data-state=live]")
+    wait_until(page, lambda: bool(held))
+    held[0].continue_()
     wait_for(page, "exact")
     page.check("[value=fill]")
     assert np.array_equal(shown_mask(page), ask_for_mask(server, TIFF16, min_area_px=60))
@@ -247,6 +261,7 @@ def test_a_moving_threshold_answers_at_once_and_a_resting_one_exactly(page: Page
     wait_for(page, "live")
     assert np.array_equal(shown_mask(page), probability >= np.ceil(threshold * 65535 - 1e-6))
     expect(page.locator("#kind")).to_have_text("counting…")
+    wait_until(page, lambda: bool(held))
     page.wait_for_timeout(600)
     assert len(held) == 1
     assert f"threshold={threshold}" in held[0].request.url
@@ -286,6 +301,7 @@ def test_a_picture_that_the_browser_can_read_is_shown_before_its_cells(page: Pag
     expect(page.locator("#title")).to_have_text(f"cells.png, {WIDTH} × {HEIGHT} px")
     expect(page.locator("#stage")).to_be_visible()
     assert page.get_attribute("#overlay", "data-state") == "none"
+    wait_until(page, lambda: bool(held))
     held[0].continue_()
     wait_for(page, "exact")
 
@@ -301,6 +317,7 @@ def test_a_photo_that_its_camera_turned_is_shown_as_its_pixels_are_stored(page: 
         drop(page, turned_jpg=buffer.getvalue())
     page.wait_for_timeout(300)
     expect(page.locator("#stage")).to_be_hidden()  # the browser alone would show it turned
+    wait_until(page, lambda: bool(held))
     held[0].continue_()
     wait_for(page, "exact")
     expect(page.locator("#title")).to_have_text(f"turned.jpg, {WIDTH} × {HEIGHT} px")
@@ -431,11 +448,12 @@ def test_a_full_queue_is_waited_for(page: Page) -> None:
             return
         refused.append(route.request.url)
         body = {"title": "The queue is full", "detail": "9 requests are waiting", "code": "queue_full"}
-        route.fulfill(status=429, headers={"Retry-After": "1"}, json=body)
+        route.fulfill(status=429, headers={"Retry-After": "3"}, json=body)
 
     page.route("**/segment?*", refuse_once)
     drop(page, cells_png=PNG)
-    expect(page.locator("#status")).to_contain_text("The queue is full: 9 requests are waiting. Trying again in 1 s")
+    said = re.compile(r"The queue is full: 9 requests are waiting\. Trying again in [123] s")
+    expect(page.locator("#status")).to_contain_text(said)
     wait_for(page, "exact")
     assert len(refused) == 1
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import httpx
@@ -187,7 +187,7 @@ class ServerProcess:
         """The exit status, once it has left."""
         return self.process.wait(START_S)
 
-    def __enter__(self) -> "ServerProcess":
+    def __enter__(self) -> Self:
         self.start()
         try:
             self.wait_until_ready()
@@ -209,6 +209,41 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+HELD = """
+import sys, time
+from pathlib import Path
+from app.__main__ import main
+from app.batcher import Batcher
+held, run = Path(sys.argv[1]), Batcher._pass
+def wait(self, runtime, batch, *, alone):
+    while held.exists():
+        time.sleep(0.005)
+    return run(self, runtime, batch, alone=alone)
+Batcher._pass = wait
+sys.exit(main([]))
+"""
+
+
+class HeldServer(ServerProcess):
+    """A server whose network begins no pass while it is held; one process, no workers."""
+
+    def __init__(self, weights_dir: Path, log: Path, settings: Mapping[str, object] | None = None) -> None:
+        self._held = log.with_name(f"{log.name}-held")
+        super().__init__(weights_dir, log, settings, command=("-c", HELD, str(self._held)))
+
+    def hold(self) -> None:
+        """From now on."""
+        self._held.touch()
+
+    def let_go(self) -> None:
+        """Go on."""
+        self._held.unlink(missing_ok=True)
+
+    def _stop(self) -> None:
+        self.let_go()  # its end waits for the pass
+        super()._stop()
 
 
 class HalfSent:

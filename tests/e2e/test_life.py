@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.kit import (
     ROOT,
     HalfSent,
+    HeldServer,
     ServerProcess,
     decode,
     draw_cells,
@@ -30,14 +31,16 @@ def segment(server: ServerProcess, image: bytes) -> httpx.Response:
 
 def test_what_cannot_be_finished_before_the_drain_deadline_gets_503(shared_weights: Path, tmp_path: Path) -> None:
     settings = {"drain_grace_s": 0, "drain_deadline_s": 0.2}
-    with ServerProcess(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
-        in_flight = pool.submit(segment, server, to_png(draw_cells(3000, 3000)))
+    with HeldServer(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
+        server.hold()
+        in_flight = pool.submit(segment, server, to_png(draw_cells(300, 300)))
         stuck = HalfSent(server, to_png(draw_cells(500, 500)))
         wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["requests"] == 1)
         server.process.send_signal(signal.SIGTERM)
         answer = in_flight.result()
         assert (answer.status_code, answer.json()["code"]) == (503, "draining")
         assert stuck.read_status() == 503
+        server.let_go()
         assert server.wait() == 0
         assert "Traceback" not in server.log.read_text()
 
@@ -89,14 +92,16 @@ def test_wrong_settings_end_start_up_with_one_line(tmp_path: Path) -> None:
 
 def test_a_full_queue_says_when_to_come_back(shared_weights: Path, tmp_path: Path) -> None:
     settings = {"max_queue_requests": 1}
-    with ServerProcess(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
+    with HeldServer(shared_weights, tmp_path / "log", settings) as server, ThreadPoolExecutor(1) as pool:
         small = to_png(draw_cells(20, 20))
         for path, field in (("/segment", "file"), ("/segment/batch", "files")):
-            in_flight = pool.submit(segment, server, to_png(draw_cells(2000, 2000)))
+            server.hold()
+            in_flight = pool.submit(segment, server, to_png(draw_cells(300, 300)))
             wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["requests"] == 1)
             refused = httpx.post(server.url + path, files={field: ("x.png", small)}, timeout=TIMEOUT)
             assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
             assert 1 <= int(refused.headers["retry-after"]) <= 3600
+            server.let_go()
             assert in_flight.result().status_code == 200
         assert segment(server, small).status_code == 200
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.kit import ServerProcess, draw_cells, promise_png, to_png
+from tests.e2e.kit import HeldServer, ServerProcess, draw_cells, promise_png, to_png
 
 TIMEOUT = httpx.Timeout(120)
 GOOD = to_png(draw_cells(60, 80))
@@ -131,15 +131,17 @@ def test_received_is_answered_plus_refused_plus_cancelled_after_mixed_traffic(se
     assert routes <= {"/segment", "/segment/batch", "/preview", "/models/{name}", "/models/{name}/reload", "other"}
 
 
-def test_the_age_of_the_oldest_request_and_what_waits_are_seen(server: ServerProcess) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(post, server, to_png(draw_cells(2000, 2000)))
+def test_the_age_of_the_oldest_request_and_what_waits_are_seen(shared_weights: Path, tmp_path: Path) -> None:
+    with HeldServer(shared_weights, tmp_path / "log") as server, ThreadPoolExecutor(1) as pool:
+        server.hold()
+        job = pool.submit(post, server, to_png(draw_cells(200, 300)))
         deadline = time.monotonic() + 60
         while total(samples := scrape(server), "maskwell_queue_oldest_age_seconds") < 0.02:
             assert time.monotonic() < deadline
         assert total(samples, "maskwell_queue_requests") == 1
-        assert total(samples, "maskwell_queue_pixels") == 4_000_000
+        assert total(samples, "maskwell_queue_pixels") == 60_000
         assert total(samples, "maskwell_requests_in_flight") == 1
+        server.let_go()
         assert job.result() == 200
 
 

@@ -229,7 +229,7 @@ def test_clients_that_vanish_leave_nothing_behind(server: ServerProcess) -> None
 
 
 def test_probes_answer_while_a_large_image_is_under_way(server: ServerProcess) -> None:
-    data = to_png(draw_cells(1500, 1500))
+    data = to_png(draw_cells(4000, 4000))
     done = threading.Event()
 
     def segment() -> None:
@@ -240,8 +240,23 @@ def test_probes_answer_while_a_large_image_is_under_way(server: ServerProcess) -
     thread = threading.Thread(target=segment)
     thread.start()
     answered_meanwhile = 0
-    while not done.is_set():
-        assert httpx.get(f"{server.url}/livez", timeout=TIMEOUT).status_code == 200
-        answered_meanwhile += not done.is_set()
+    with httpx.Client(timeout=TIMEOUT) as client:
+        while not done.is_set():
+            assert client.get(f"{server.url}/livez").status_code == 200
+            answered_meanwhile += not done.is_set()
     thread.join()
     assert answered_meanwhile > 3
+
+
+def test_a_trailer_that_ends_the_connection_ends_it(server: ServerProcess) -> None:
+    form = b"--b\r\nContent-Disposition: form-data; name=file; filename=x\r\n\r\nx\r\n--b--\r\n"
+    head = (
+        b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:  # kept for longer otherwise
+        connection.sendall(head + b"%x\r\n%s\r\n0\r\nConnection: close\r\n\r\n" % (len(form), form))
+        reply = b""
+        while part := connection.recv(65536):
+            reply += part
+    assert reply.startswith(b"HTTP/1.1 415")

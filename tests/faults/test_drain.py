@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.kit import HalfSent, ServerProcess, draw_cells, to_png, wait_for
+from tests.e2e.kit import HalfSent, HeldServer, draw_cells, to_png, wait_for
 from tests.faults.kit import TIMEOUT, counts
 
 
@@ -22,7 +22,7 @@ def test_sigterm_turns_readyz_503_answers_all_that_was_accepted_and_exits_0(
 
 def drain(weights: Path, log: Path) -> int:
     """One life; how many requests were answered."""
-    with ServerProcess(weights, log, {"drain_grace_s": 8, "idle_deadline_s": 300}) as server:
+    with HeldServer(weights, log, {"drain_grace_s": 12, "idle_deadline_s": 300}) as server:
         small, large = to_png(draw_cells(200, 300)), to_png(draw_cells(2000, 2000))
         leaving = threading.Event()
 
@@ -39,6 +39,8 @@ def drain(weights: Path, log: Path) -> int:
 
         with ThreadPoolExecutor(10) as pool:
             clients = [pool.submit(keep_asking, number) for number in range(6)]
+            segment(small)
+            server.hold()
             in_flight = pool.submit(segment, large)
             slow = HalfSent(server, small)
             wait_for(lambda: httpx.get(f"{server.url}/health", timeout=TIMEOUT).json()["queue"]["pixels"] > 4_000_000)
@@ -46,6 +48,7 @@ def drain(weights: Path, log: Path) -> int:
             wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=TIMEOUT).status_code == 503)
             probe = httpx.get(f"{server.url}/readyz", timeout=TIMEOUT)
             live = httpx.get(f"{server.url}/livez", timeout=TIMEOUT)
+            server.let_go()
             served_meanwhile = segment(small)
             leaving.set()
             slow.go_on()

@@ -105,7 +105,7 @@ def test_bad_weights_of_every_kind_leave_the_old_ones_serving(tmp_path: Path) ->
         good = swaps.sources[0].read_bytes()
         for kind, spoil in SPOILERS.items():
             spoil(swaps.target)  # in place, under the eyes of the watcher
-            wait_for(lambda: swaps.health()["refused_weights"] != {}, 30)
+            wait_for(lambda: swaps.health()["refused_weights"] != {})
             health = swaps.health()
             assert health["status"] == "ready", kind
             report = health["last_reload"]
@@ -115,7 +115,7 @@ def test_bad_weights_of_every_kind_leave_the_old_ones_serving(tmp_path: Path) ->
             assert (refused.status_code, refused.json()["code"]) == (409, "weights_refused"), kind
             assert swaps.serving() == swaps.versions[0]
             swaps.replace_by(swaps.sources[0])
-            wait_for(lambda: swaps.health()["refused_weights"] == {}, 30)
+            wait_for(lambda: swaps.health()["refused_weights"] == {})
         # and one that is still being written, which then is whole
         other = swaps.sources[1].read_bytes()
         with swaps.target.open("wb") as file:

@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -52,7 +53,7 @@ def serve(settings: Fake, listener: socket.socket, link: Connection, slot: int) 
                     (settings.folder / "answer").write_text(repr(errors))
                 case Roster() as roster:
                     pass
-        if (settings.folder / "spread").exists():
+        with suppress(FileNotFoundError):  # none, or another worker's
             (settings.folder / "spread").rename(settings.folder / "spread_taken")
             link.send(Look())
             link.send(Adopt(7, "m", (settings.folder / "spread_taken").read_text()))

@@ -371,9 +371,9 @@ def test_an_image_under_way_has_no_deadline(weights: Path) -> None:
 
     async def work(batcher: Batcher) -> None:
         watched(segmenter).gate.clear()
-        task = asyncio.create_task(infer(batcher, segmenter, grey(10), wait_s=0.2))
+        task = asyncio.create_task(infer(batcher, segmenter, grey(10), wait_s=1.0))
         await asyncio.to_thread(watched(segmenter).begun.acquire)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.2)
         watched(segmenter).gate.set()
         assert len(await task) == 64 * 64 * 4
 
@@ -417,6 +417,7 @@ def test_a_pass_that_does_not_end_is_told_to_everyone_and_forgiven_when_it_does(
             await infer(batcher, segmenter, grey(30))
         watched(segmenter).gate.set()
         await until(lambda: batcher.alive)
+        batcher._pass_timeout_s = 60  # the machine may be busy
         await infer(batcher, segmenter, grey(40))
         await until(lambda: "works again" in caplog.text)
         guard.cancel()
@@ -446,7 +447,7 @@ def test_closing_answers_those_who_wait(weights: Path) -> None:
         waiting = asyncio.create_task(infer(batcher, segmenter, grey(20)))
         await until(lambda: batcher.waiting_tiles == 6 * 6)
         closing = asyncio.create_task(asyncio.to_thread(batcher.close))
-        await asyncio.sleep(0.01)
+        await until(lambda: batcher._closing)
         watched(segmenter).gate.set()
         await closing
         answers = await asyncio.gather(large, waiting, return_exceptions=True)
@@ -529,7 +530,8 @@ def test_a_small_image_goes_before_the_next_tile_of_a_large_one_that_keeps_both_
         await asyncio.gather(large, small)
 
     run(work, streams=2)
-    assert 50 in [level for tiles in watched(segmenter).passes[2:4] for level in tiles]
+    # third; one thread may note its pass a few after it took it, but not as late as the last of the large image's 36
+    assert 50 in [level for tiles in watched(segmenter).passes[2:8] for level in tiles]
 
 
 def test_only_a_pass_that_has_no_company_and_expects_none_gets_all_cores(weights: Path) -> None:

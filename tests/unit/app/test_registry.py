@@ -339,8 +339,10 @@ def test_a_candidate_that_hangs_is_refused_in_time_and_holds_up_no_other(
         nonlocal hanging
         old = registry.get(None).version
         hanging = write(folder / "best_model.pth", 1)
+        registry._patience._deadline_s = 2
         with pytest.raises(WeightsRefusedError, match=r"could not be loaded: it was not done after 2 s"):
             await registry.reload("best_model")
+        registry._patience._deadline_s = 300  # the machine may be busy
         assert registry.get(None).version == old
         assert "was not done" in registry.refused["best_model"]
         await registry.poll()  # the same file is not tried again
@@ -352,7 +354,7 @@ def test_a_candidate_that_hangs_is_refused_in_time_and_holds_up_no_other(
         assert registry.get(None).version == good
 
     try:
-        run(folder, work, load_deadline_s=2)
+        run(folder, work, load_deadline_s=300)
     finally:
         go_on.set()
 

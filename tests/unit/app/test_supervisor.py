@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,9 +46,9 @@ class Running:
         ended = threading.Event()
 
         def work() -> None:
-            handler = signal.getsignal(signal.SIGTERM)
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             try:
-                wait_for(lambda: ended.is_set() or signal.getsignal(signal.SIGTERM) != handler)
+                wait_for(lambda: ended.is_set() or all(signal.getsignal(each) != old for each, old in handlers.items()))
                 test(self)
             except BaseException as error:
                 self._error = error
@@ -83,6 +84,19 @@ def test_workers_share_a_port_and_a_dead_one_is_replaced(tmp_path: Path) -> None
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_first_worker_starts_is_obeyed(tmp_path: Path, number: int) -> None:
     assert Running(tmp_path, serve).run(stop=number) == 0
+
+
+def test_a_ctrl_c_while_a_worker_is_spawned_is_late_and_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = SpawnProcess.start
+
+    def start(self: SpawnProcess) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        honest(self)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    assert Running(tmp_path, serve).run(stop=None) == 0
 
 
 def test_a_first_worker_that_cannot_start_ends_it_all_with_its_status(

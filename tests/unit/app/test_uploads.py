@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
@@ -38,6 +38,7 @@ def read(
 ALMOST_FRONTIERS = st.lists(st.sampled_from([b"\r\n", b"--frontier", b"--", b"\r", b"\n", b"front", b"x", b"\0"]))
 
 
+@settings(deadline=None)
 @given(pieces=ALMOST_FRONTIERS, cuts=st.lists(st.integers(1, 60), min_size=1, max_size=40))
 def test_bytes_arrive_whole_however_they_are_cut(pieces: list[bytes], cuts: list[int]) -> None:
     data = b"".join(pieces)
