@@ -4,6 +4,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ _capturing = threading.Lock()
 
 def free_memory() -> None:
     """Give the memory that PyTorch keeps back to the device, between captures."""
-    with _capturing:
+    with _capturing, suppress(RuntimeError):  # older releases refuse it once a capture has failed
         torch.cuda.empty_cache()
 
 
@@ -52,6 +53,7 @@ class CapturedPass:
         self._lock = threading.Lock()
         with _capturing, torch.cuda.device(device):
             capturing = _capture_stream(device)
+            capturing.wait_stream(torch.cuda.default_stream(device))  # on which the weights came
             with torch.cuda.stream(capturing):
                 # drawn on the CPU: a GPU's generator may belong to somebody's capture
                 self._batch = torch.rand(shape).to(device).contiguous(memory_format=torch.channels_last)

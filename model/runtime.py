@@ -83,6 +83,10 @@ class TorchRuntime:
         # On a GPU one pass computes while another's tiles are on their way.
         self.streams = (streams or 2) if self._on_gpu else 1
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+        if self._on_gpu:
+            torch.backends.cudnn.deterministic = True  # the same bytes each time
+            if self.precision == "fp32":
+                torch.backends.cudnn.allow_tf32 = False  # which has the mantissa of float16
         network = checkpoint.build()
         self._network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub lacks it
         self._captured: dict[tuple[int, ...], CapturedPass] = {}
@@ -99,16 +103,15 @@ class TorchRuntime:
                 if captured is None:
                     return self._run_eagerly(batch)[:n]
             return captured.run(batch)[:n]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_no_room(error):
+                raise
             traceback.clear_frames(error.__traceback__)  # what did not fit would stay while less is tried
             with self._lock:
                 self._captured.clear()
-                free_memory()
+                if self._on_gpu:
+                    free_memory()
             raise MemoryError(f"no room for {batch.shape[0]} tiles on {self.device}") from error
-        except RuntimeError as error:
-            if "DefaultCPUAllocator" in str(error):  # the CPU's allocator has no exception of its own
-                raise MemoryError(f"no room for {batch.shape[0]} tiles on {self.device}") from error
-            raise
 
     def _capture(self, shape: tuple[int, ...]) -> CapturedPass | None:
         """The captured pass for a shape; None where the network runs eagerly."""
@@ -117,9 +120,9 @@ class TorchRuntime:
             self._captured = {old: kept for old, kept in self._captured.items() if old[0] == shape[0]}
             try:
                 self._captured[shape] = CapturedPass(self._forward, shape, self._device, ways=self.streams)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
+            except RuntimeError as error:
+                if _is_no_room(error):
+                    raise
                 logger.warning("the network runs eagerly on %s: it cannot be captured", self.device, exc_info=True)
                 self._may_capture = False
         return self._captured.get(shape)
@@ -134,6 +137,16 @@ class TorchRuntime:
         enabled = self._dtype != torch.float32
         with torch.autocast(self._device.type, self._dtype, enabled=enabled, cache_enabled=False):
             return cast(Tensor, self._network(tensor)).float()
+
+
+def _is_no_room(error: RuntimeError) -> bool:
+    """Whether it says that memory is short; not all that does has a type of its own.
+
+    The CPU's allocator has none, the driver's own words come as AcceleratorError, and cuDNN, where the workspace of no
+    method fits, says that it has no engine.
+    """
+    words = "DefaultCPUAllocator", "out of memory", "unable to find an engine"
+    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 
 def stack_tiles(tiles: Sequence[Planes]) -> Batch:

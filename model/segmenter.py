@@ -1,5 +1,6 @@
 """An image in; probability, mask and labelled cells out. The library's front door."""
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,8 @@ from model.runtime import Precision, Runtime, choose_device, make_runtime, stack
 from model.tiling import PlaneReader, Stitcher, TileGrid, plan_tiles
 from model.twin import TwinFile, read_twin
 from model.types import Image, Labels, Logits, Mask, Probability
+
+logger = logging.getLogger("model.segmenter")
 
 # Up to here an image's logits are kept whole; 12 bytes a pixel for three maps.
 MAPS_AT_ONCE_PX = 1 << 22
@@ -221,9 +224,23 @@ class Segmenter:
     def warm_up(self) -> None:
         """Run each tile size once, so that the first user waits for nothing, and see that the network works.
 
+        Where memory is short, passes become smaller from now on.
+
         Raises:
             WeightsError: it answers with NaN or infinity, or says the same of every pixel of every picture.
+            MemoryError: there is no room for a single tile.
         """
+        while True:
+            try:
+                self._try_out()
+                return
+            except MemoryError:
+                if self.runtime.batch_tiles == 1:
+                    raise
+            self.runtime.batch_tiles //= 2
+            logger.warning("out of memory: %d tiles a pass on %s", self.runtime.batch_tiles, self.runtime.device)
+
+    def _try_out(self) -> None:
         generator = np.random.default_rng(0)
         channels = self.config.architecture.n_channels
         for side in self.config.tile_px:

@@ -103,7 +103,7 @@ def test_a_gpu_agrees_with_the_cpu_and_with_itself(checkpoint: Checkpoint) -> No
     on_cpu = TorchRuntime(checkpoint, device="cpu", batch_tiles=3).run(batch)
     runtime = TorchRuntime(checkpoint, device="cuda", batch_tiles=8)
     on_gpu = runtime.run(batch)
-    assert np.abs(on_gpu - on_cpu).max() < 0.05 * np.abs(on_cpu).max()
+    assert np.abs(on_gpu - on_cpu).max() < 0.2 * on_cpu.std(axis=(2, 3)).min()
     for index in range(3):
         np.testing.assert_array_equal(runtime.run(batch[index : index + 1])[0], on_gpu[index])
 

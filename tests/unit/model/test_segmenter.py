@@ -11,7 +11,7 @@ from torch import Tensor
 from model.checkpoint import Architecture, ModelConfig, write_checkpoint
 from model.errors import ImageError, WeightsError
 from model.segmenter import Segmenter, load_segmenter
-from model.types import Image
+from model.types import Batch, Image, Logits
 
 
 def written(path: Path, state: dict[str, Tensor] | None = None, **config: Any) -> Path:
@@ -187,6 +187,26 @@ def test_a_segmenter_knows_its_file(tmp_path: Path) -> None:
 def test_a_healthy_network_warms_up(tmp_path: Path) -> None:
     for normalisation in ("percentile", "raw", "unit"):
         load_segmenter(written(tmp_path / "w.pth", normalisation=normalisation), device="cpu").warm_up()
+
+
+def test_where_memory_is_short_passes_become_smaller_at_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = load_segmenter(written(tmp_path / "w.pth"), device="cpu", batch_tiles=8)
+    honest, largest = segmenter.runtime.run, 2
+
+    def run(batch: Batch, *, alone: bool = False) -> Logits:
+        if segmenter.runtime.batch_tiles > largest:
+            raise MemoryError("no room")
+        return honest(batch, alone=alone)
+
+    monkeypatch.setattr(segmenter.runtime, "run", run)
+    segmenter.warm_up()
+    assert segmenter.runtime.batch_tiles == 2
+    largest = 0
+    with pytest.raises(MemoryError):
+        segmenter.warm_up()
+    assert segmenter.runtime.batch_tiles == 1
 
 
 def test_a_network_that_says_one_thing_of_every_pixel_does_not_warm_up(tmp_path: Path) -> None:
