@@ -315,8 +315,7 @@ class Batcher:
         runtime = picks[0].job.segmenter.runtime
         tiles = runtime.batch_tiles
         try:
-            batch = stack_tiles(parts) if len(parts) > 1 else parts[0][None]
-            logits = self._pass(runtime, batch, alone=alone)
+            logits = self._pass(runtime, stack_tiles(parts), alone=alone)
         except MemoryError as error:
             self._attempt_in_halves(picks, tiles, error)
             return

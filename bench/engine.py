@@ -13,9 +13,9 @@ import itertools
 import json
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -92,16 +92,13 @@ def make_twin(checkpoint: Checkpoint, side: int) -> Twin:
 def time_passes(runtime: Runtime | PlainTorch, tile: Batch, passes: int, threads: int) -> float:
     """Seconds a tile with so many passes under way at a time."""
 
-    def work() -> None:
+    def work(_: int) -> None:
         for _ in range(passes):
             runtime.run(tile)
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
     started_at = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(threads) as workers:
+        list(workers.map(work, range(threads)))  # what fails in one is raised here
     return (time.perf_counter() - started_at) / (passes * threads * tile.shape[0])
 
 

@@ -53,15 +53,17 @@ def label_regions(mask: Mask) -> tuple[Labels, int]:
     return np.asarray(labels, dtype=np.int32), n_with_background - 1
 
 
-def find_runs(numbers: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where each run of one number starts in (n,) numbers, and how many it has.
+def find_runs(
+    numbers: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Where each run of one number starts in (n,) numbers, how long it is, and of which number.
 
     There are far fewer runs than pixels, so to count by runs takes a third of the time of counting pixels.
     """
     if numbers.size == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), numbers
     starts = np.concatenate([[0], np.flatnonzero(numbers[1:] != numbers[:-1]) + 1])
-    return starts, np.diff(starts, append=numbers.size)
+    return starts, np.diff(starts, append=numbers.size), numbers[starts]
 
 
 def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Late, below_px: int | None = None) -> int:
@@ -196,13 +198,12 @@ def _mark_seeds(
     for band in bands:
         cores = core(band) & (labels[band] > 0)
         numbers, found = label_regions(cores)
-        starts, lengths = find_runs(numbers.reshape(-1))
-        core_of_run = numbers.reshape(-1)[starts]
+        starts, lengths, core_of_run = find_runs(numbers.reshape(-1))
         region = np.zeros(found + 1, dtype=np.int32)
         region[core_of_run] = labels[band].reshape(-1)[starts]  # each core lies in one region
         areas.append(np.bincount(core_of_run, weights=lengths, minlength=found + 1)[1:])
         regions.append(region[1:])
-        if len(bands) > 1:
+        if len(bands) > 1:  # a single band, as most images are, gets its seeds below, once it is known which cores are
             labels[band][cores] = numbers[cores] + np.int32(count + n)
         n += found
         if band.start:  # cores that go on from the band before

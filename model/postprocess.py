@@ -171,8 +171,8 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
     bands = [slice(start, start + BAND_PX) for start in range(0, flat.size, BAND_PX)]
     areas = np.zeros(count + 1)
     for band in bands:
-        starts, lengths = find_runs(flat[band])
-        areas += np.bincount(flat[band][starts], weights=lengths, minlength=count + 1)
+        _, lengths, number_of_run = find_runs(flat[band])
+        areas += np.bincount(number_of_run, weights=lengths, minlength=count + 1)
     kept = areas >= min_area_px
     kept[0] = False
     # The mask takes the room of the labels, whose bytes before a band have been read: a large image has none for both.
@@ -237,8 +237,7 @@ def _renumber(labels: Labels, count: int, min_area_px: int) -> None:
     flat = labels.reshape(-1)
     bands = [slice(start, min(start + BAND_PX, flat.size)) for start in range(0, flat.size, BAND_PX)]
     for band in bands:
-        starts, lengths = find_runs(flat[band])
-        number_of_run = flat[band][starts]
+        starts, lengths, number_of_run = find_runs(flat[band])
         areas += np.bincount(number_of_run, weights=lengths, minlength=count + 1)
         of_band = np.full(count + 1, labels.size, dtype=np.int64) if len(bands) > 1 else first
         # of several runs of one label the last written, which is the first

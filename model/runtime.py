@@ -109,8 +109,7 @@ class TorchRuntime:
             traceback.clear_frames(error.__traceback__)  # what did not fit would stay while less is tried
             with self._lock:
                 self._captured.clear()
-                if self._on_gpu:
-                    free_memory()
+                free_memory()  # nothing on a CPU
             raise MemoryError(f"no room for {batch.shape[0]} tiles on {self.device}") from error
 
     def _capture(self, shape: tuple[int, ...]) -> CapturedPass | None:
