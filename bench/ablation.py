@@ -30,7 +30,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no warp": ("--warp-prob", "0"),
     "no elastic bending": ("--elastic-px", "0"),
     "no change of intensity": ("--intensity-prob", "0"),
-    "no recolouring, inversion or parts alone": ("--recolour-prob", "0", "--invert-prob", "0", "--alone-prob", "0"),
+    "no recolouring, stains, inversion or parts alone": (
+        *("--recolour-prob", "0", "--stain-prob", "0", "--invert-prob", "0", "--alone-prob", "0"),
+    ),
+    "no stains": ("--stain-prob", "0"),
     "each image as often as any other": ("--no-balance",),
     "no distance output": ("--distance", "no"),
     "neither border nor distance output": ("--distance", "no", "--border", "no"),

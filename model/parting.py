@@ -109,7 +109,7 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
                 continue
             numbers = marked[:, start:stop][box]
             order = late(slice(first + y, first + y + down), slice(start + x, start + x + across))
-            parted = _flood(order, np.where(numbers > count, numbers, 0), mask[box])
+            parted = flood(order, np.where(numbers > count, numbers, 0), mask[box])
             np.copyto(parted, np.take(region_of, numbers), where=parted == 0)
             own = parted[
                 rows.start - first - y : rows.stop - first - y, columns.start - start - x : columns.stop - start - x
@@ -162,12 +162,41 @@ def _adopt(labels: Labels, blocks: list[tuple[slice, slice]], crowded: Mask) -> 
         blocks = left
 
 
-def _flood(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:
+def is_one_block(shape: tuple[int, ...]) -> bool:
+    """Whether an image of (H, W) is flooded in one go."""
+    return max(shape) <= BLOCK_PX
+
+
+def are_crowded(
+    region_of: npt.NDArray[np.int32], area: npt.NDArray[Any], count: int, *, below_px: int | None = None
+) -> Mask:
+    """Which of `count` regions hold several cores.
+
+    Args:
+        region_of: (n,) of each core, below `count`.
+        area: (n,) of each core, in pixels; those below CORE_AREA_PX do not count.
+        below_px: as for part.
+    """
+    real = area >= CORE_AREA_PX
+    crowded: Mask = np.bincount(region_of[real], minlength=count) > 1
+    if below_px is not None:
+        crowded &= np.bincount(region_of[real & (area < below_px)], minlength=count) > 0
+    return crowded
+
+
+def flood(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:
     """Watershed of the pixels of a mask, and of no others, so that the cost follows them and not the image.
+
+    Args:
+        order: (H, W), when a flood from the seeds reaches a pixel, the lowest first; changed where seeds are.
+        seeds: (H, W), numbers above 0 within the mask.
+        mask: (H, W), to be flooded.
+
+    Returns:
+        (H, W) int32: the number of the seed that each pixel was reached from; 0 outside, and where none reaches.
 
     The inside of a seed floods nothing, so only its rim goes into the queue, which is where the time goes: it becomes
     several times shorter, and only between pixels that are reached at the very same height may the answer change.
-    Writes over `order` where seeds are.
     """
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
     inside = cv2.erode((seeds > 0).view(np.uint8), cross).view(np.bool_)
@@ -212,13 +241,10 @@ def _mark_seeds(
     area, region_of_core = np.concatenate(areas), np.concatenate(regions)
     core_of = _join(n, joints) if joints else np.arange(n + 1)
     area = np.bincount(core_of, weights=area, minlength=n + 1)
-    real = area >= CORE_AREA_PX
     region_of_joined = np.zeros(n + 1, dtype=np.int32)
     region_of_joined[core_of] = region_of_core
-    crowded = np.bincount(region_of_joined[real], minlength=count + 1) > 1
-    if below_px is not None:
-        crowded &= np.bincount(region_of_joined[real & (area < below_px)], minlength=count + 1) > 0
-    is_seed = real & crowded[region_of_joined]
+    crowded = are_crowded(region_of_joined, area, count + 1, below_px=below_px)
+    is_seed = (area >= CORE_AREA_PX) & crowded[region_of_joined]
     mark = np.where(is_seed[core_of], core_of + count, region_of_core).astype(np.int32)
     if len(bands) > 1:
         number_of = np.concatenate([np.arange(count + 1, dtype=np.int32), mark[1:]])

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from model.parting import find_runs, label_foreground, part
+from model.parting import CORE_AREA_PX, are_crowded, find_runs, flood, is_one_block, label_foreground, part
+from model.runs import Runs
 from model.types import Labels, Levels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
@@ -19,6 +21,8 @@ CORE_DISTANCE = 0.25
 COARSE_LEVELS = 255
 # Pixels that are counted in one go.
 BAND_PX = 1 << 22
+# A mask with more runs a pixel than this is noise, whose regions are found more quickly pixel by pixel.
+RUNS_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,48 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
     Returns:
         (H, W) bool.
     """
-    if min_area_px == 0:
-        return threshold_mask(maps.cell, threshold)
+    _check_area(min_area_px)
+    mask = np.ascontiguousarray(threshold_mask(maps.cell, threshold))
+    if min_area_px and not (is_one_block(mask.shape) and _drop_small(mask, maps, min_area_px, cores)):
+        return _mask_by_labels(maps, threshold, min_area_px, cores)
+    return mask
+
+
+def _drop_small(mask: Mask, maps: Maps, min_area_px: int, cores: Cores) -> bool:
+    """Take cells that are too small out of a mask that is parted in one block; False leaves it, for it has many runs.
+
+    The same as by labels, in a third of the time: no number is written for any pixel but of the regions to flood.
+    """
+    runs = Runs.find(mask)
+    if len(runs) > mask.size * RUNS_SHARE:
+        return False
+    region, count = runs.label()
+    dropped = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
+    flat = mask.reshape(-1)
+    if _has_cores(maps, cores):
+        core_runs = Runs.find(_core(maps, cores, (slice(None),)) & mask)
+        core, n_cores = core_runs.label()
+        area = np.bincount(core, weights=core_runs.lengths, minlength=n_cores)
+        region_of = np.zeros(n_cores, dtype=np.int32)
+        region_of[core] = region[runs.holding(core_runs)]
+        crowded = ~dropped & are_crowded(region_of, area, count, below_px=min_area_px)
+        if crowded.any():
+            flooded = np.zeros_like(mask)
+            flooded.reshape(-1)[runs.pixels(crowded[region])] = True
+            x, y, across, down = cv2.boundingRect(flooded.view(np.uint8))
+            box = slice(y, y + down), slice(x, x + across)
+            seeds = np.zeros(mask.shape, dtype=np.int32)
+            is_seed = ((area >= CORE_AREA_PX) & crowded[region_of])[core]
+            seeds.reshape(-1)[core_runs.pixels(is_seed)] = np.repeat(core[is_seed] + 1, core_runs.lengths[is_seed])
+            parted = flood(_late(maps, box), seeds[box], flooded[box])
+            small = np.bincount(parted.reshape(-1), minlength=n_cores + 1) < min_area_px
+            small[0] = False
+            mask[box] &= ~np.take(small, parted)
+    flat[runs.pixels(dropped[region])] = False
+    return True
+
+
+def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask:
     labels, count = _regions(maps, threshold, min_area_px, cores, mask_only=True)
     flat = labels.reshape(-1)
     bands = [slice(start, start + BAND_PX) for start in range(0, flat.size, BAND_PX)]
@@ -184,10 +228,9 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
 
 def _regions(maps: Maps, threshold: float, min_area_px: int, cores: Cores, *, mask_only: bool) -> tuple[Labels, int]:
     """(H, W) int32 cells before small ones are dropped, and the largest number that there may be."""
-    if min_area_px < 0:
-        raise ValueError(f"min_area_px {min_area_px}; allowed is 0 or more")
+    _check_area(min_area_px)
     labels, count = label_foreground(maps.cell.shape, lambda rows: threshold_mask(maps.cell[rows], threshold))
-    if count and (maps.border is not None or maps.distance is not None or cores.threshold is not None):
+    if count and _has_cores(maps, cores):
         count = part(
             labels,
             count,
@@ -196,6 +239,16 @@ def _regions(maps: Maps, threshold: float, min_area_px: int, cores: Cores, *, ma
             below_px=min_area_px if mask_only else None,
         )
     return labels, count
+
+
+def _check_area(min_area_px: int) -> None:
+    if min_area_px < 0:
+        raise ValueError(f"min_area_px {min_area_px}; allowed is 0 or more")
+
+
+def _has_cores(maps: Maps, rule: Cores) -> bool:
+    """Whether there is anything to part touching cells by."""
+    return maps.border is not None or maps.distance is not None or rule.threshold is not None
 
 
 def _core(maps: Maps, rule: Cores, at: tuple[slice, ...]) -> Mask:

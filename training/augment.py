@@ -17,6 +17,14 @@ ALONE_PX = 48
 ALONE_TRIES = 10
 # Channels that differ by more than this share of the range, on average, show colour.
 COLOUR_SHARE = 0.03
+# Optical densities of red, green and blue, of unit length: Ruifrok and Johnston, "Quantification of histochemical
+# staining by color deconvolution", Analytical and Quantitative Cytology and Histology 23, 2001.
+HEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)
+# How far stains, scanners and software differ from them; the densities of nuclei and of ground; px between the places
+# whose ground is drawn, the finest and the coarsest.
+STAIN_STD = 0.15
+NUCLEI_DENSITY, GROUND_DENSITY = (0.5, 1.4), (0.05, 0.5)
+GROUND_PX = (6, 48)
 
 
 @dataclass(frozen=True)
@@ -29,25 +37,32 @@ class Augmenter:
 
     recipe: Recipe
 
-    def __call__(self, planes: Planes, labels: Labels, *, seed: int) -> tuple[Planes, Labels]:
-        """Crop, warp, flip and change intensity; the same seed gives the same result.
+    def __call__(self, planes: Planes, labels: Labels, *, seed: int, plain: bool = False) -> tuple[Planes, Labels]:
+        """Crop, warp, flip, change colour and intensity; the same seed gives the same result.
 
         Args:
             planes: (C, H, W) float32, normalised.
             labels: (H, W) int32.
             seed: of this one draw.
+            plain: add the very same crop as it was, in the picture's own colours, intensities and scale.
 
         Returns:
-            (C, S, S) and (S, S) with S = crop_px, or of the size given where crop_px is 0; labels stay whole numbers.
+            (C, S, S), or (2 C, S, S) with the plain crop behind the other, and (S, S), with S = crop_px, or of the size
+            given where crop_px is 0; labels stay whole numbers.
         """
-        recipe = self.recipe
+        recipe, channels = self.recipe, len(planes)
         generator = np.random.default_rng(seed)
-        if len(planes) > 1 and generator.random() < recipe.recolour_prob:
+        unchanged = planes
+        if channels > 1 and generator.random() < recipe.recolour_prob:
             planes = _recolour(planes, recipe, generator)
+        elif channels > 1 and generator.random() < recipe.stain_prob:
+            planes = _stain(planes, recipe, generator)
         if generator.random() < recipe.invert_prob:
             planes = _invert(planes, recipe)
+        if plain:
+            planes = np.concatenate([planes, unchanged])
         if recipe.crop_px and generator.random() < recipe.alone_prob:
-            planes, labels = _take_alone(planes, labels, recipe, generator)
+            planes, labels = _take_alone(planes, labels, channels, recipe, generator)
             planes, labels = _crop(planes, labels, recipe.crop_px, generator)
         elif generator.random() < recipe.warp_prob:
             planes, labels = _warp(planes, labels, recipe, generator)
@@ -58,7 +73,7 @@ class Augmenter:
             planes, labels = np.flip(planes, axes), np.flip(labels, axes)
         planes = np.ascontiguousarray(planes)
         if recipe.intensity_prob:
-            planes = _change_intensity(planes, recipe, generator)
+            planes = np.concatenate([_change_intensity(planes[:channels], recipe, generator), planes[channels:]])
         return planes, np.ascontiguousarray(labels)
 
 
@@ -76,9 +91,9 @@ def _crop(planes: Planes, labels: Labels, side: int, generator: np.random.Genera
 
 
 def _take_alone(
-    planes: Planes, labels: Labels, recipe: Recipe, generator: np.random.Generator
+    planes: Planes, labels: Labels, channels: int, recipe: Recipe, generator: np.random.Generator
 ) -> tuple[Planes, Labels]:
-    """A part of an image as if it were an image, with a scale of its own. Half of them hold no cell."""
+    """A part of an image as if it were an image, its first channels with a scale of their own. Half hold no cell."""
     largest = recipe.crop_px
     empty = generator.random() < 0.5
     for _ in range(ALONE_TRIES):
@@ -88,7 +103,8 @@ def _take_alone(
         part = (slice(y, y + height), slice(x, x + width))
         if not empty or not labels[part].any():
             break
-    return _rescale(planes[:, *part], recipe), labels[part]
+    alone = _rescale(planes[:channels, *part], recipe)
+    return np.concatenate([alone, planes[channels:, *part]]), labels[part]
 
 
 def _warp(planes: Planes, labels: Labels, recipe: Recipe, generator: np.random.Generator) -> tuple[Planes, Labels]:
@@ -128,8 +144,8 @@ def _bend(height: int, width: int, largest: float, generator: np.random.Generato
 
 
 def _change_intensity(planes: Planes, recipe: Recipe, generator: np.random.Generator) -> Planes:
-    """Tint, contrast, brightness, blur and noise, each with the same probability."""
-    tint, contrast, scale, shift, blur, noise = generator.random(6) < recipe.intensity_prob
+    """Tint, contrast, brightness, blur, noise and JPEG, each with the same probability."""
+    tint, contrast, scale, shift, blur, noise, jpeg = generator.random(7) < recipe.intensity_prob
     if tint and recipe.tint and len(planes) > 1:
         planes = _tint(planes, recipe.tint, generator)
     if contrast:
@@ -145,7 +161,26 @@ def _change_intensity(planes: Planes, recipe: Recipe, generator: np.random.Gener
     if noise:
         std = generator.uniform(0, recipe.noise_std)
         planes = planes + std * generator.standard_normal(planes.shape, dtype=np.float32)
+    if jpeg:
+        planes = compress(planes, int(generator.integers(recipe.jpeg_quality, 95, endpoint=True)))
     return np.ascontiguousarray(planes, dtype=np.float32)
+
+
+def compress(planes: Planes, quality: int) -> Planes:
+    """As a JPEG of eight bits keeps it.
+
+    Args:
+        planes: (C, H, W) float32 of any range; one channel, or red, green and blue.
+        quality: 1 to 100.
+    """
+    low, span = planes.min(), max(float(np.ptp(planes)), 1e-6)
+    levels = np.rint((planes - low) * (255 / span)).astype(np.uint8)
+    # OpenCV has blue first, and JPEG keeps the channels differently well
+    _, data = cv2.imencode(".jpg", levels[::-1].transpose(1, 2, 0), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    kept = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.float32)
+    channels_first = np.atleast_3d(kept).transpose(2, 0, 1)[::-1]
+    compressed: Planes = low + channels_first * np.float32(span / 255)
+    return compressed
 
 
 def _recolour(planes: Planes, recipe: Recipe, generator: np.random.Generator) -> Planes:
@@ -153,16 +188,40 @@ def _recolour(planes: Planes, recipe: Recipe, generator: np.random.Generator) ->
 
     Of the whole picture, so that its scale can be that of a picture which came so.
     """
-    if np.ptp(planes[:, ::4, ::4], axis=0).mean() > COLOUR_SHARE:
+    if _has_colour(planes):
         weights = generator.dirichlet(np.ones(len(planes))).astype(np.float32)
         grey = np.tensordot(weights, planes, axes=1)
         return np.repeat(_rescale(grey[None], recipe), len(planes), axis=0)
-    if np.median(planes[:, ::4, ::4]) > 0.5:
+    if _has_bright_ground(planes):
         return planes
     # squares make strong colours, one channel alone for example, as frequent as pale ones
     gains = generator.random(len(planes)) ** 2
     coloured: Planes = planes * (gains / gains.max()).astype(np.float32)[:, None, None]
     return coloured
+
+
+def _stain(planes: Planes, recipe: Recipe, generator: np.random.Generator) -> Planes:
+    """Grey on dark ground as stained tissue in transmitted light: nuclei in one stain, an uneven ground in another."""
+    if _has_colour(planes) or _has_bright_ground(planes):
+        return planes
+    nuclei = np.clip(planes.mean(axis=0), 0, 1) ** generator.uniform(0.4, 0.8)
+    spacing = generator.uniform(*GROUND_PX)
+    points = [int(side / spacing) + 2 for side in nuclei.shape]
+    uneven = generator.random(points, dtype=np.float32) ** generator.uniform(0, 2)
+    ground = np.maximum(cv2.resize(uneven, nuclei.shape[::-1], interpolation=cv2.INTER_CUBIC), 0)
+    density = np.zeros_like(planes)
+    for amount, stain, (low, high) in ((nuclei, HEMATOXYLIN, NUCLEI_DENSITY), (ground, EOSIN, GROUND_DENSITY)):
+        colour = np.maximum(np.array(stain) + STAIN_STD * generator.standard_normal(len(stain)), 0)
+        density += (generator.uniform(low, high) * colour).astype(np.float32)[:, None, None] * amount
+    return _rescale(np.power(np.float32(10), -density), recipe)
+
+
+def _has_colour(planes: Planes) -> bool:
+    return bool(np.ptp(planes[:, ::4, ::4], axis=0).mean() > COLOUR_SHARE)
+
+
+def _has_bright_ground(planes: Planes) -> bool:
+    return bool(np.median(planes[:, ::4, ::4]) > 0.5)
 
 
 def _invert(planes: Planes, recipe: Recipe) -> Planes:

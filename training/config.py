@@ -35,11 +35,13 @@ _ALLOWED: dict[str, tuple[float, float]] = {
     "intensity_prob": (0, 1),
     "tint": (0, 1),
     "recolour_prob": (0, 1),
+    "stain_prob": (0, 1),
     "invert_prob": (0, 1),
     "gamma": (1, 10),
     "brightness": (0, 1),
     "noise_std": (0, 1),
     "blur_px": (0.3, 20),
+    "jpeg_quality": (1, 95),
     "seed": (0, 2**32 - 1),
 }
 
@@ -81,15 +83,18 @@ class Recipe:
         zoom: largest magnification, and its inverse the smallest; drawn evenly on a logarithmic scale.
         stretch: largest ratio of the magnifications of two axes at right angles.
         elastic_px: largest displacement of the control points of the elastic deformation, in pixels of the crop.
-        intensity_prob: of each of contrast (gamma), brightness, noise and blur.
+        intensity_prob: of each of tint, contrast (gamma), brightness, shift, blur, noise and JPEG.
         tint: largest relative change of one colour channel against the others; nothing to a network of one channel.
         recolour_prob: of showing a grey picture of dark ground in one colour, and one in colour as grey; nothing to a
+            network of one channel.
+        stain_prob: of showing a grey picture of dark ground as stained tissue, what shines as nuclei; nothing to a
             network of one channel.
         invert_prob: of showing a picture with dark and bright exchanged, as an inverted colour table does.
         gamma: largest exponent of contrast, and its inverse the smallest.
         brightness: largest relative change and shift of intensity.
         noise_std: largest standard deviation of Gaussian noise, as a fraction of the 1..99.8 percentile range.
         blur_px: largest standard deviation of Gaussian blur, in pixels.
+        jpeg_quality: lowest quality of JPEG; the highest is 95.
         seed: of everything random.
     """
 
@@ -130,11 +135,13 @@ class Recipe:
     intensity_prob: float = 0.3
     tint: float = 0.2
     recolour_prob: float = 0.15
+    stain_prob: float = 0.1
     invert_prob: float = 0.08
     gamma: float = 1.5
     brightness: float = 0.2
     noise_std: float = 0.08
     blur_px: float = 1.2
+    jpeg_quality: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,10 +153,10 @@ class Recipe:
             raise TrainingError(f"lr {self.lr}; allowed is more than 0")
         if self.n_channels not in (1, 3):
             raise TrainingError(f"n_channels {self.n_channels}; allowed are 1 and 3")
-        changes = self.alone_prob, self.intensity_prob, self.recolour_prob, self.invert_prob
+        changes = self.alone_prob, self.intensity_prob, self.recolour_prob, self.stain_prob, self.invert_prob
         if self.normalisation == "raw" and any(changes):
             raise TrainingError(
-                "normalisation raw needs alone_prob, intensity_prob, recolour_prob and invert_prob 0, "
+                "normalisation raw needs alone_prob, intensity_prob, recolour_prob, stain_prob and invert_prob 0, "
                 "whose numbers are shares of a range of 0 to 1"
             )
         if self.crop_px % 64 or self.crop_px == 64:
@@ -190,6 +197,7 @@ CLASSIC = Recipe(
     warp_prob=0.0,
     intensity_prob=0.0,
     recolour_prob=0.0,
+    stain_prob=0.0,
     invert_prob=0.0,
 )
 

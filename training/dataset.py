@@ -98,20 +98,22 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         cache: the training pairs.
         recipe: crop, augmentation and seed.
         config: channels, normalisation and outputs of the network.
+        plain: add to each image the same crop as it was, for a teacher (training.augment).
 
     A key is (epoch, position): which image and which crop of it follow from these and the recipe's seed alone.
     """
 
-    def __init__(self, cache: PairCache, recipe: Recipe, config: ModelConfig) -> None:
+    def __init__(self, cache: PairCache, recipe: Recipe, config: ModelConfig, *, plain: bool = False) -> None:
         self._cache = cache
         self._recipe = recipe
         self._config = config
+        self._plain = plain
         self._augment = Augmenter(recipe)
         self._ends = np.cumsum(cache.shares()) if recipe.balance else None
         self.samples_per_epoch = recipe.crops_per_epoch or len(cache)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(C, S, S) image and (K, S, S) targets, float32."""
+        """(C, S, S) image, or (2 C, S, S) with the plain one, and (K, S, S) targets, float32."""
         epoch, position = key
         seed = int(np.random.SeedSequence([self._recipe.seed, epoch, position]).generate_state(1)[0])
         image, labels = self._cache[self._image_index(epoch, position)]
@@ -120,7 +122,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
             n_channels=self._config.architecture.n_channels,
             normalisation=self._config.normalisation,
         )
-        planes, labels = self._augment(planes, labels, seed=seed)
+        planes, labels = self._augment(planes, labels, seed=seed, plain=self._plain)
         targets = make_targets(labels, self._config.outputs)
         planes, targets = _pad_to_stride(planes), _pad_to_stride(targets)
         return torch.from_numpy(planes), torch.from_numpy(targets)

@@ -1,8 +1,10 @@
 """A trained network that tells a smaller one what to answer, softly, beside the truth.
 
 Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531. Both see the
-very same augmented crops: Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022,
-arXiv:2106.05237.
+same places, warped alike (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022,
+arXiv:2106.05237), the teacher as the picture was, the student recoloured, blurred and so on: it is to answer then what
+is right without (Xie et al., "Self-training with Noisy Student improves ImageNet classification", CVPR 2020,
+arXiv:1911.04252).
 """
 
 import torch
@@ -48,7 +50,7 @@ class Teacher:
         """Targets between the truth and what the teacher says.
 
         Args:
-            images: (N, C, H, W), the student's.
+            images: (N, C, H, W), what the student sees, but plain.
             targets: (N, K, H, W) in [0, 1], the truth.
             share: in [0, 1], of the teacher. With cross-entropy, which is linear in the targets, that is its loss's
                 share too.

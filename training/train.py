@@ -202,7 +202,7 @@ class _Run:
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
-        self._dataset = CropDataset(self._train, recipe, self.config)
+        self._dataset = CropDataset(self._train, recipe, self.config, plain=teacher is not None)
         self._keys = BatchKeys(
             self._dataset.samples_per_epoch, recipe.batch_size, rank=fabric.global_rank, world=fabric.world_size
         )
@@ -272,7 +272,8 @@ class _Run:
         recipe = self.recipe
         self.network.train()
         if self._teacher is not None:
-            targets = self._teacher.soften(images, targets, recipe.teacher_weight)
+            images, plain = images.chunk(2, dim=1)
+            targets = self._teacher.soften(plain, targets, recipe.teacher_weight)
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
         loss = segmentation_loss(
             logits,

@@ -143,6 +143,22 @@ def test_the_mask_is_where_the_labels_are_whatever_is_parted_and_dropped(
     np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=min_area_px), labels > 0)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), sigma=st.sampled_from([0.0, 0.6, 3.0]), min_area_px=st.integers(1, 400))
+def test_a_mask_by_runs_is_the_mask_by_labels(seed: int, sigma: float, min_area_px: int) -> None:
+    """Also of what looks like no cell, and where many runs make the runs give up."""
+    generator = np.random.default_rng(seed)
+    cell, border, distance = (
+        np.clip(0.5 + 3 * ndimage.gaussian_filter(generator.random((70, 80)) - 0.5, sigma), 0, 1).astype(np.float32)
+        for _ in range(3)
+    )
+    for maps in (Maps.from_probabilities(cell), Maps.from_probabilities(cell, border, distance)):
+        for cores in (Cores(), Cores(0.2, 0.3)):
+            labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px, cores=cores)
+            mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, cores=cores)
+            np.testing.assert_array_equal(mask, labels > 0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
     seed: int, monkeypatch: pytest.MonkeyPatch

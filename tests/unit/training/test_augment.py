@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from model.preprocess import preprocess
-from training.augment import Augmenter
+from training.augment import Augmenter, compress
 from training.config import CLASSIC, Recipe
 
 
@@ -93,14 +93,14 @@ def test_zoom_keeps_shapes_and_stays_within_its_limits(tiny_recipe: Recipe) -> N
 def test_a_tint_keeps_the_ground_and_changes_channels_against_each_other(tiny_recipe: Recipe) -> None:
     recipe = replace(
         tiny_recipe, crop_px=0, batch_size=1, warp_prob=0.0, flip_prob=0.0, intensity_prob=1.0, tint=0.3,
-        gamma=1.0, brightness=0.0, noise_std=0.0,
+        gamma=1.0, brightness=0.0, noise_std=0.0, jpeg_quality=95,
     )  # fmt: skip
     planes, labels = picture()
     for ground in (0.0, 1.0):
         grey = np.repeat(abs(np.float32(ground) - planes), 3, axis=0)
         changed, _ = Augmenter(recipe)(grey, labels, seed=4)
-        far = ndimage.minimum_filter(labels == 0, 15)  # blur does not reach it
-        np.testing.assert_allclose(changed[:, far], ground, atol=1e-4)
+        far = ndimage.minimum_filter(labels == 0, 31)  # neither blur nor the blocks of a JPEG reach it
+        np.testing.assert_allclose(changed[:, far], ground, atol=0.01)
         assert np.ptp(changed[:, labels == 3].mean(axis=1)) > 0.02
 
 
@@ -144,9 +144,62 @@ def test_an_inverted_picture_is_what_inverting_its_file_gives(tiny_recipe: Recip
     np.testing.assert_allclose(inverted, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["alone_prob", "recolour_prob", "invert_prob"])
+def test_grey_on_dark_ground_is_shown_as_stained_tissue_with_dark_nuclei(tiny_recipe: Recipe) -> None:
+    recipe = replace(
+        tiny_recipe, crop_px=0, batch_size=1, warp_prob=0.0, flip_prob=0.0, intensity_prob=0.0, recolour_prob=0.0,
+        stain_prob=1.0,
+    )  # fmt: skip
+    planes, labels = picture()
+    grey = np.repeat(planes, 3, axis=0)
+    for seed in range(10):
+        stained, same = Augmenter(recipe)(grey, labels, seed=seed)
+        assert np.array_equal(same, labels)
+        assert stained[:, labels > 0].mean() < stained[:, labels == 0].mean() - 0.2
+        assert np.ptp(stained, axis=0).mean() > 0.05  # it has colour
+    for other in (1 - grey, stained):  # bright ground, and what is stained already
+        assert np.array_equal(Augmenter(recipe)(other, labels, seed=1)[0], other)
+
+
+def test_the_plain_crop_is_the_same_place_as_it_was(tiny_recipe: Recipe) -> None:
+    recipe = replace(tiny_recipe, warp_prob=1.0, intensity_prob=1.0, recolour_prob=0.5, stain_prob=1.0, invert_prob=0.5)
+    planes, labels = picture()
+    grey = np.repeat(planes, 3, axis=0)
+    for seed in range(12):
+        both, truth = Augmenter(recipe)(grey, labels, seed=seed, plain=True)
+        assert both.shape == (6, 128, 128)
+        assert both[3:].min() >= 0
+        assert both[3:].max() <= 1
+        assert ((both[3] > 0.5) != (truth > 0)).mean() < 0.02
+        seen, same = Augmenter(recipe)(grey, labels, seed=seed)
+        assert np.array_equal(same, truth)
+        assert np.array_equal(seen, both[:3])
+        assert not np.allclose(seen, both[3:], atol=0.01)
+
+
+def test_the_plain_crop_of_a_part_taken_alone_keeps_the_scale_of_its_picture(tiny_recipe: Recipe) -> None:
+    recipe = replace(tiny_recipe, warp_prob=0.0, flip_prob=0.0, intensity_prob=0.0, alone_prob=1.0)
+    planes, labels = picture()
+    planes = planes + 0.01 * np.random.default_rng(0).random(planes.shape, dtype=np.float32)
+    for seed in range(20):
+        (seen, plain), truth = Augmenter(recipe)(planes, labels, seed=seed, plain=True)
+        if not truth.any():
+            assert seen.max() > 0.8
+            assert plain.max() < 0.02
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_changes_a_picture_by_less_the_better_its_quality(channels: int) -> None:
+    planes = np.random.default_rng(0).normal(0.5, 0.2, (channels, 64, 64)).astype(np.float32)
+    planes = np.stack([cv2.GaussianBlur(plane, (0, 0), 1.5) for plane in planes])
+    errors = [float(abs(compress(planes, quality) - planes).mean()) for quality in (5, 50, 95)]
+    assert errors[0] > errors[1] > errors[2] > 0
+    assert errors[2] < 0.03 * float(np.ptp(planes))
+
+
+@pytest.mark.parametrize("change", ["alone_prob", "recolour_prob", "stain_prob", "invert_prob"])
 def test_a_scale_that_is_the_same_for_all_pictures_stays(tiny_recipe: Recipe, change: str) -> None:
-    none = {"warp_prob": 0.0, "flip_prob": 0.0, "intensity_prob": 0.0, "recolour_prob": 0.0, "invert_prob": 0.0}
+    none = {"warp_prob": 0.0, "flip_prob": 0.0, "intensity_prob": 0.0, "recolour_prob": 0.0, "stain_prob": 0.0}
+    none["invert_prob"] = 0.0
     recipe = replace(tiny_recipe, normalisation="unit", **(none | {change: 1.0}))  # type: ignore[arg-type]
     stained = np.full((3, 200, 200), 0.5, np.float32) + np.array([0.02, 0.1, 0.0], np.float32)[:, None, None]
     changed, _ = Augmenter(recipe)(stained, picture()[1], seed=0)

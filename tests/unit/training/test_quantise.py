@@ -64,14 +64,14 @@ def test_layers_stay_in_float_where_rounding_them_costs_too_much(
     real = training.quantise._Reference.compare
     tried = []
 
-    def refuse_the_first(self, twin, *, quiet):  # type: ignore[no-untyped-def]  # the real one, with a worse word
+    def refuse_the_quickest(self, twin, *, quiet):  # type: ignore[no-untyped-def]  # the real one, with a worse word
         report = real(self, twin, quiet=quiet)
         tried.append(report.kept_float)
-        return report.model_copy(update={"agreement": 0.9949}) if len(tried) == 1 else report
+        return report.model_copy(update={"agreement": 0.9949}) if len(tried) <= 2 else report
 
-    monkeypatch.setattr(training.quantise._Reference, "compare", refuse_the_first)
+    monkeypatch.setattr(training.quantise._Reference, "compare", refuse_the_quickest)
     report = quantise(weights, find_pairs(cells), quiet=True)
-    assert tried == [(), ("inc.double_conv.0", "outc.conv")]
+    assert tried == [(), ("inc.double_conv.0",), ("inc.double_conv.0", "outc.conv")]
     assert report.kept_float == ("inc.double_conv.0", "outc.conv")
     content = json.loads(twin_path(weights).read_text())
     assert "outc.conv" not in content["scales"]

@@ -1,0 +1,73 @@
+"""A mask as the runs of its rows: far fewer than pixels, so regions are found and measured in a part of the time."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from model.types import Mask
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Foreground, run by run, in the order of rows.
+
+    Attributes:
+        starts, stops: (n,) int64: row * (width + 1) + column, of a run's first pixel and of the place behind its last.
+            The column too many keeps the runs of two rows apart.
+        width: of the mask, in pixels.
+    """
+
+    starts: Places
+    stops: Places
+    width: int
+
+    @classmethod
+    def find(cls, mask: Mask) -> Self:
+        """The runs of an (H, W) mask."""
+        height, width = mask.shape
+        padded = np.zeros(1 + height * (width + 1), dtype=np.bool_)
+        padded[1:].reshape(height, width + 1)[:, :width] = mask
+        ends = np.flatnonzero(padded[1:] != padded[:-1])
+        return cls(ends[::2], ends[1::2], width)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Places:
+        """(n,) in pixels."""
+        return self.stops - self.starts
+
+    def label(self) -> tuple[npt.NDArray[np.int32], int]:
+        """(n,) the connected region of each run, over edges and not over corners, 0..k-1 in any order; and k.
+
+        Source: scipy.sparse.csgraph.connected_components, of the runs as nodes, joined where they touch those below.
+        """
+        below = self.width + 1
+        first = np.searchsorted(self.stops, self.starts + below, side="right")
+        after = np.searchsorted(self.starts, self.stops + below, side="left")
+        counts = np.maximum(after - first, 0)
+        rows = np.concatenate([[0], np.cumsum(counts)])
+        touched = np.arange(rows[-1]) + np.repeat(first - rows[:-1], counts)
+        graph = csr_array((np.ones(len(touched), dtype=np.bool_), touched, rows), shape=(len(self), len(self)))
+        count, regions = connected_components(graph, directed=False)
+        return regions, int(count)
+
+    def holding(self, others: "Runs") -> Places:
+        """For each run of another mask, which lies within this one, the run that it lies in."""
+        places: Places = np.searchsorted(self.starts, others.starts, side="right") - 1
+        return places
+
+    def pixels(self, chosen: Mask) -> Places:
+        """Places of the pixels of some runs, (n,) bool, in the mask read row by row."""
+        lengths = self.lengths[chosen]
+        first = self.starts[chosen] - self.starts[chosen] // (self.width + 1)
+        before = np.cumsum(lengths) - lengths
+        pixels: Places = np.arange(lengths.sum()) + np.repeat(first - before, lengths)
+        return pixels

@@ -1,0 +1,60 @@
+"""Runs of a mask against the mask itself, and its regions against scipy's."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from model.runs import Runs
+from model.types import Mask
+
+
+def random_mask(seed: int, shape: tuple[int, int], sigma: float) -> Mask:
+    noise = np.random.default_rng(seed).random(shape)
+    return np.asarray(ndimage.gaussian_filter(noise, sigma) > np.median(noise))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    sigma=st.sampled_from([0.0, 0.7, 2.0]),
+)
+def test_regions_are_those_of_scipy(seed: int, shape: tuple[int, int], sigma: float) -> None:
+    mask = random_mask(seed, shape, sigma)
+    runs = Runs.find(mask)
+    assert runs.lengths.sum() == mask.sum()
+    region, count = runs.label()
+    labels = np.zeros(shape, dtype=np.int32)
+    labels.reshape(-1)[runs.pixels(np.ones(len(runs), dtype=np.bool_))] = np.repeat(region + 1, runs.lengths)
+    expected, expected_count = ndimage.label(mask)
+    assert count == expected_count
+    pairs = np.unique(np.stack([labels.ravel(), expected.ravel()]), axis=1)
+    assert pairs.shape[1] == len(np.unique(expected))  # one for one
+    assert np.array_equal(labels > 0, mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 6)])
+@pytest.mark.parametrize("value", [False, True])
+def test_a_mask_that_is_empty_or_full(shape: tuple[int, int], value: bool) -> None:
+    runs = Runs.find(np.full(shape, value))
+    assert len(runs) == (shape[0] if value else 0)
+    assert runs.label()[1] == int(value)
+    assert runs.pixels(np.ones(len(runs), dtype=np.bool_)).tolist() == list(range(shape[0] * shape[1] * value))
+
+
+def test_corners_and_the_ends_of_rows_join_nothing() -> None:
+    mask = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 1]], dtype=bool)
+    assert Runs.find(mask).label()[1] == 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_each_run_of_a_smaller_mask_lies_in_a_run_of_the_larger(seed: int) -> None:
+    mask = random_mask(seed, (30, 40), 1.0)
+    inner = mask & random_mask(seed + 1, (30, 40), 0.5)
+    runs, others = Runs.find(mask), Runs.find(inner)
+    held_by = runs.holding(others)
+    assert (runs.starts[held_by] <= others.starts).all()
+    assert (others.stops <= runs.stops[held_by]).all()
