@@ -71,12 +71,28 @@ def test_on_a_cpu_auto_means_float32_and_one_tile(checkpoint: Checkpoint) -> Non
     assert (runtime.name, runtime.device, runtime.precision, runtime.batch_tiles) == ("torch", "cpu", "fp32", 1)
 
 
-def test_bfloat16_is_close_and_not_equal(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize(("precision", "allowed"), [("bf16", 0.2), ("fp16", 0.02)])
+def test_half_the_bits_are_close_and_not_equal(checkpoint: Checkpoint, precision: Precision, allowed: float) -> None:
     batch = tiles(1)
     exact = TorchRuntime(checkpoint, device="cpu").run(batch)
-    rough = TorchRuntime(checkpoint, device="cpu", precision="bf16").run(batch)
+    rough = TorchRuntime(checkpoint, device="cpu", precision=precision).run(batch)
     assert rough.dtype == np.float32
-    assert 0 < np.abs(rough - exact).max() < 0.2 * exact.std() + 0.05
+    assert 0 < np.abs(rough - exact).max() < allowed * exact.std() + 0.05
+
+
+def test_values_before_a_batch_norm_need_not_fit_float16(checkpoint: Checkpoint) -> None:
+    state = {name: value.clone() for name, value in checkpoint.state.items()}
+    norm = "down1.maxpool_conv.1.double_conv"
+    state[f"{norm}.0.weight"] *= 1e6  # the batch norm divides by as much
+    if f"{norm}.0.bias" in state:
+        state[f"{norm}.0.bias"] *= 1e6
+    state[f"{norm}.1.running_mean"] *= 1e6
+    state[f"{norm}.1.running_var"] *= 1e12
+    scaled = Checkpoint(state, checkpoint.config, checkpoint.card, checkpoint.version)
+    batch = tiles(1)
+    exact = TorchRuntime(checkpoint, device="cpu").run(batch)
+    rough = TorchRuntime(scaled, device="cpu", precision="fp16").run(batch)
+    assert np.abs(rough - exact).max() < 0.02 * exact.std() + 0.05
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "mps", "meta", "xpu"])
