@@ -179,6 +179,9 @@ def describe(app: FastAPI, *, keys_required: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
+    document["servers"] = [
+        {"url": "./", "description": "Where this document lies, whatever path a proxy put it under."}
+    ]
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for body in (Problem, FileProblem):

@@ -58,6 +58,25 @@ def test_the_page_asks_for_a_key_once_and_keeps_it_for_the_tab(page: Page, serve
     expect(other.locator("#status")).to_contain_text("needs an API key")
 
 
+def test_the_documentation_asks_where_it_lies_under_a_path_of_a_proxy(browser: Browser, server: ServerProcess) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    prefix = f"{server.url}/lab/maskwell"
+    page.route(
+        f"{prefix}/**",
+        lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace(prefix, server.url))),
+    )
+    page.goto(f"{prefix}/docs")
+    operation = page.locator("#operations-health-livez_livez_get")
+    operation.get_by_role("button").first.click(timeout=60_000)
+    operation.get_by_role("button", name="Try it out").click()
+    with page.expect_request("**/livez") as asked:
+        operation.get_by_role("button", name="Execute").click()
+    assert asked.value.url == f"{prefix}/livez"
+    expect(operation.locator(".live-responses-table")).to_contain_text('"live"')
+    context.close()
+
+
 def test_the_documentation_works_under_its_policy(browser: Browser, server: ServerProcess) -> None:
     context = browser.new_context()
     page = context.new_page()
