@@ -175,7 +175,10 @@ def are_crowded(
     Args:
         region_of: (n,) of each core, below `count`.
         area: (n,) of each core, in pixels; those below CORE_AREA_PX do not count.
-        below_px: as for part.
+        below_px: leave out regions in which no core is smaller, as part does.
+
+    Returns:
+        (count,) bool.
     """
     real = area >= CORE_AREA_PX
     crowded: Mask = np.bincount(region_of[real], minlength=count) > 1

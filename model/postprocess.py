@@ -176,11 +176,20 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
 
 
 def _drop_small(mask: Mask, maps: Maps, min_area_px: int, cores: Cores) -> bool:
-    """Take cells that are too small out of a mask that is parted in one block; False leaves it, for it has many runs.
+    """Take cells that are too small out of a mask that is parted in one block; by labels it would take twice as long.
 
-    The same as by labels, in a third of the time: no number is written for any pixel but of the regions to flood.
+    For no number is written for any pixel but those of regions to flood.
+
+    Args:
+        mask: (H, W) bool in C order, `maps` at the threshold; changed in place.
+        maps, min_area_px, cores: as mask_cells has them.
+
+    Returns:
+        Whether it was done; False leaves the mask as it was, for it has too many runs.
     """
     runs = Runs.find(mask)
+    if not len(runs):
+        return True
     if len(runs) > mask.size * RUNS_SHARE:
         return False
     region, count = runs.label()

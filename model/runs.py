@@ -29,7 +29,7 @@ class Runs:
 
     @classmethod
     def find(cls, mask: Mask) -> Self:
-        """The runs of an (H, W) mask."""
+        """The runs of an (H, W) bool mask, of any strides."""
         height, width = mask.shape
         padded = np.zeros(1 + height * (width + 1), dtype=np.bool_)
         padded[1:].reshape(height, width + 1)[:, :width] = mask
@@ -60,12 +60,16 @@ class Runs:
         return regions, int(count)
 
     def holding(self, others: "Runs") -> Places:
-        """For each run of another mask, which lies within this one, the run that it lies in."""
+        """(m,) int64: for each run of another mask, of the same shape and within this one, the run that it lies in."""
         places: Places = np.searchsorted(self.starts, others.starts, side="right") - 1
         return places
 
     def pixels(self, chosen: Mask) -> Places:
-        """Places of the pixels of some runs, (n,) bool, in the mask read row by row."""
+        """(k,) int64: row * width + column of each pixel of some runs, run by run.
+
+        Args:
+            chosen: (n,) which runs.
+        """
         lengths = self.lengths[chosen]
         first = self.starts[chosen] - self.starts[chosen] // (self.width + 1)
         before = np.cumsum(lengths) - lengths

@@ -58,7 +58,7 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """PyTorch, channels_last; on a GPU all in float16 or bfloat16, and a captured pass for each shape of batch.
+    """PyTorch, channels_last; on a GPU all in the precision asked for, and a captured pass for each shape of batch.
 
     On a CPU it is eager and the reference for what else runs there.
     """

@@ -20,6 +20,8 @@ COLOUR_SHARE = 0.03
 # Optical densities of red, green and blue, of unit length: Ruifrok and Johnston, "Quantification of histochemical
 # staining by color deconvolution", Analytical and Quantitative Cytology and Histology 23, 2001.
 HEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)
+# The longest side that a JPEG can have.
+JPEG_PX = 65_500
 # How far stains, scanners and software differ from them; the densities of nuclei and of ground; px between the places
 # whose ground is drawn, the finest and the coarsest.
 STAIN_STD = 0.15
@@ -161,7 +163,7 @@ def _change_intensity(planes: Planes, recipe: Recipe, generator: np.random.Gener
     if noise:
         std = generator.uniform(0, recipe.noise_std)
         planes = planes + std * generator.standard_normal(planes.shape, dtype=np.float32)
-    if jpeg:
+    if jpeg and max(planes.shape) <= JPEG_PX:
         planes = compress(planes, int(generator.integers(recipe.jpeg_quality, 95, endpoint=True)))
     return np.ascontiguousarray(planes, dtype=np.float32)
 
@@ -170,8 +172,11 @@ def compress(planes: Planes, quality: int) -> Planes:
     """As a JPEG of eight bits keeps it.
 
     Args:
-        planes: (C, H, W) float32 of any range; one channel, or red, green and blue.
+        planes: (C, H, W) float32 of any range, sides of up to JPEG_PX; one channel, or red, green and blue.
         quality: 1 to 100.
+
+    Returns:
+        (C, H, W) float32, within the range of `planes`.
     """
     low, span = planes.min(), max(float(np.ptp(planes)), 1e-6)
     levels = np.rint((planes - low) * (255 / span)).astype(np.uint8)

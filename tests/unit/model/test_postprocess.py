@@ -159,6 +159,23 @@ def test_a_mask_by_runs_is_the_mask_by_labels(seed: int, sigma: float, min_area_
             np.testing.assert_array_equal(mask, labels > 0)
 
 
+def test_what_a_flood_leaves_out_is_no_small_cell() -> None:
+    """The box around a region that is flooded has a corner of another region, with fewer pixels than the least cell."""
+    cell, distance = np.zeros((40, 60), np.float32), np.zeros((40, 60), np.float32)
+    cell[:30, :30] = 0.9
+    cell[:6, 27:30] = 0
+    cell[:2, 28:] = 0.9
+    distance[2:12, 2:12] = distance[20:22, 20:26] = 0.9
+    maps = Maps.from_probabilities(cell, distance=distance)
+    labels = label_cells(maps, threshold=0.5, min_area_px=19)
+    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=19), labels > 0)
+
+
+def test_an_empty_mask_has_no_cores_to_look_for() -> None:
+    maps = Maps.from_probabilities(np.zeros((20, 20), np.float32))
+    assert not mask_cells(maps, threshold=0.5, min_area_px=5, cores=Cores(1.5)).any()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
     seed: int, monkeypatch: pytest.MonkeyPatch

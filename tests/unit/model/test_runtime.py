@@ -80,6 +80,11 @@ def test_half_the_bits_are_close_and_not_equal(checkpoint: Checkpoint, precision
     assert 0 < np.abs(rough - exact).max() < allowed * exact.std() + 0.05
 
 
+def test_no_batch_norm_is_left(checkpoint: Checkpoint) -> None:
+    layers = TorchRuntime(checkpoint, device="cpu")._network.modules()
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers)
+
+
 def test_values_before_a_batch_norm_need_not_fit_float16(checkpoint: Checkpoint) -> None:
     state = {name: value.clone() for name, value in checkpoint.state.items()}
     norm = "down1.maxpool_conv.1.double_conv"

@@ -8,24 +8,30 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, Output, read_checkpoint
 from model.images import encode_png
 from training.config import Recipe
 from training.data import find_pairs, split_pairs
+from training.dataset import CropDataset, PairCache
 from training.errors import RunError
 from training.teacher import Teacher
-from training.train import fit
+from training.train import fit, model_config
 
 OUTPUTS: tuple[Output, ...] = ("cell", "border", "distance")
 
 
 def make_teacher(
-    outputs: Sequence[Output] = OUTPUTS, *, says: Sequence[float] | None = None, seen: str = "0" * 16
+    outputs: Sequence[Output] = OUTPUTS,
+    *,
+    says: Sequence[float] | None = None,
+    seen: str = "0" * 16,
+    n_channels: int = 3,
 ) -> Checkpoint:
     """Random weights; or such as give the same logits everywhere."""
     torch.manual_seed(5)
-    architecture = Architecture(n_channels=3, n_classes=len(outputs), width=8, align_corners=False)
+    architecture = Architecture(n_channels=n_channels, n_classes=len(outputs), width=8, align_corners=False)
     state = architecture.build().state_dict()
     if says is not None:
         state["outc.conv.weight"].zero_()
@@ -87,6 +93,28 @@ def test_with_the_teacher_alone_the_truth_does_not_matter(cells: Path, tmp_path:
     other = learn(cells, tmp_path / "c", replace(recipe, teacher_weight=0.9), make_teacher())
     assert other is not None
     assert not torch.equal(other.state["outc.conv.weight"], right.state["outc.conv.weight"])
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_the_teacher_sees_the_crops_as_they_were(
+    cells: Path, tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, n_channels: int
+) -> None:
+    recipe = replace(tiny_recipe, epochs=1, n_channels=n_channels, intensity_prob=1.0, invert_prob=0.5)
+    given: list[Tensor] = []
+    real = Teacher.soften
+
+    def note(self: Teacher, images: Tensor, targets: Tensor, share: float) -> Tensor:
+        given.append(images.clone())
+        return real(self, images, targets, share)
+
+    monkeypatch.setattr(Teacher, "soften", note)
+    learn(cells, tmp_path, recipe, make_teacher(n_channels=n_channels), max_steps=1)
+    train, _ = split_pairs(find_pairs(cells), fraction=0.2, seed=0)
+    cache = PairCache(train, quiet=True)
+    dataset = CropDataset(cache, recipe, model_config(recipe, train, cache.largest_side), plain=True)
+    both = torch.stack([dataset[0, position][0] for position in range(recipe.batch_size)])
+    assert torch.equal(given[0], both[:, n_channels:])
+    assert not torch.allclose(both[:, :n_channels], both[:, n_channels:], atol=0.01)
 
 
 def test_the_card_names_the_teacher_and_what_it_had_seen(cells: Path, tmp_path: Path, tiny_recipe: Recipe) -> None:
