@@ -10,8 +10,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.segmentation import watershed
 
+from model.runs import find_runs
 from model.types import Labels, Mask
 
 # Cores smaller than this are noise between two borders, not cells of their own.
@@ -51,19 +54,6 @@ def label_regions(mask: Mask) -> tuple[Labels, int]:
     """The same of a mask that is in memory, all in one go."""
     n_with_background, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
     return np.asarray(labels, dtype=np.int32), n_with_background - 1
-
-
-def find_runs(
-    numbers: npt.NDArray[np.int32],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Where each run of one number starts in (n,) numbers, how long it is, and of which number.
-
-    There are far fewer runs than pixels, so to count by runs takes a third of the time of counting pixels.
-    """
-    if numbers.size == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), numbers
-    starts = np.concatenate([[0], np.flatnonzero(numbers[1:] != numbers[:-1]) + 1])
-    return starts, np.diff(starts, append=numbers.size), numbers[starts]
 
 
 def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Late, below_px: int | None = None) -> int:
@@ -260,9 +250,6 @@ def _mark_seeds(
 
 def _join(n: int, joints: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:
     """For each of 0..n the lowest number that it is joined to, by way of others too."""
-    from scipy.sparse import coo_array  # here, for only large images come this way
-    from scipy.sparse.csgraph import connected_components
-
     one, other = np.concatenate(joints, axis=1)
     graph = coo_array((np.ones(len(one), dtype=np.bool_), (one, other)), shape=(n + 1, n + 1))
     _, component = connected_components(graph, directed=False)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from model.parting import CORE_AREA_PX, are_crowded, find_runs, flood, is_one_block, label_foreground, part
-from model.runs import Runs
+from model.parting import CORE_AREA_PX, are_crowded, flood, is_one_block, label_foreground, part
+from model.runs import Runs, find_runs
 from model.types import Labels, Levels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
@@ -155,6 +155,7 @@ def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Co
 
     Source: connected regions over edges; skimage.segmentation.watershed (model.parting, decisions/0005).
     """
+    _check_area(min_area_px)
     labels, count = _regions(maps, threshold, min_area_px, cores, mask_only=False)
     _renumber(labels, count, min_area_px)
     return labels
@@ -169,53 +170,66 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
         (H, W) bool.
     """
     _check_area(min_area_px)
+    if min_area_px == 0:
+        return threshold_mask(maps.cell, threshold)
+    if is_one_block(maps.cell.shape):  # before the mask is made, for which a large image has no room beside its labels
+        mask = _mask_by_runs(maps, threshold, min_area_px, cores)
+        if mask is not None:
+            return mask
+    return _mask_by_labels(maps, threshold, min_area_px, cores)
+
+
+def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask | None:
+    """The mask of an image that is parted in one block; None where it has too many runs. By labels it takes longer.
+
+    For no number is written for any pixel but those of regions to flood.
+    """
     mask = np.ascontiguousarray(threshold_mask(maps.cell, threshold))
-    if min_area_px and not (is_one_block(mask.shape) and _drop_small(mask, maps, min_area_px, cores)):
-        return _mask_by_labels(maps, threshold, min_area_px, cores)
+    runs = Runs.find(mask)
+    if len(runs) > mask.size * RUNS_SHARE:
+        return None
+    if not len(runs):
+        return mask
+    region, count = runs.label()
+    small = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
+    mask.reshape(-1)[runs.pixels(small[region])] = False
+    if _has_cores(maps, cores):
+        _drop_small_parts(mask, maps, min_area_px, cores, runs, region)
     return mask
 
 
-def _drop_small(mask: Mask, maps: Maps, min_area_px: int, cores: Cores) -> bool:
-    """Take cells that are too small out of a mask that is parted in one block; by labels it would take twice as long.
-
-    For no number is written for any pixel but those of regions to flood.
+def _drop_small_parts(
+    mask: Mask, maps: Maps, min_area_px: int, cores: Cores, runs: Runs, region: npt.NDArray[np.int32]
+) -> None:
+    """Take what is too small, once touching cells are parted, out of a mask without small regions, in place.
 
     Args:
-        mask: (H, W) bool in C order, `maps` at the threshold; changed in place.
+        mask: (H, W) bool in C order.
         maps, min_area_px, cores: as mask_cells has them.
-
-    Returns:
-        Whether it was done; False leaves the mask as it was, for it has too many runs.
+        runs: of the mask before small regions were dropped.
+        region: (n,) of each run.
     """
-    runs = Runs.find(mask)
-    if not len(runs):
-        return True
-    if len(runs) > mask.size * RUNS_SHARE:
-        return False
-    region, count = runs.label()
-    dropped = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
-    flat = mask.reshape(-1)
-    if _has_cores(maps, cores):
-        core_runs = Runs.find(_core(maps, cores, (slice(None),)) & mask)
-        core, n_cores = core_runs.label()
-        area = np.bincount(core, weights=core_runs.lengths, minlength=n_cores)
-        region_of = np.zeros(n_cores, dtype=np.int32)
-        region_of[core] = region[runs.holding(core_runs)]
-        crowded = ~dropped & are_crowded(region_of, area, count, below_px=min_area_px)
-        if crowded.any():
-            flooded = np.zeros_like(mask)
-            flooded.reshape(-1)[runs.pixels(crowded[region])] = True
-            x, y, across, down = cv2.boundingRect(flooded.view(np.uint8))
-            box = slice(y, y + down), slice(x, x + across)
-            seeds = np.zeros(mask.shape, dtype=np.int32)
-            is_seed = ((area >= CORE_AREA_PX) & crowded[region_of])[core]
-            seeds.reshape(-1)[core_runs.pixels(is_seed)] = np.repeat(core[is_seed] + 1, core_runs.lengths[is_seed])
-            parted = flood(_late(maps, box), seeds[box], flooded[box])
-            small = np.bincount(parted.reshape(-1), minlength=n_cores + 1) < min_area_px
-            small[0] = False
-            mask[box] &= ~np.take(small, parted)
-    flat[runs.pixels(dropped[region])] = False
-    return True
+    core_runs = Runs.find(_core(maps, cores, (slice(None),)) & mask)
+    if not len(core_runs):
+        return
+    core, n_cores = core_runs.label()
+    area = np.bincount(core, weights=core_runs.lengths, minlength=n_cores)
+    region_of = np.zeros(n_cores, dtype=np.int32)
+    region_of[core] = region[runs.holding(core_runs)]
+    crowded = are_crowded(region_of, area, int(region.max()) + 1, below_px=min_area_px)
+    if not crowded.any():
+        return
+    flooded = np.zeros_like(mask)
+    flooded.reshape(-1)[runs.pixels(crowded[region])] = True
+    x, y, across, down = cv2.boundingRect(flooded.view(np.uint8))
+    box = slice(y, y + down), slice(x, x + across)
+    seeds = np.zeros(mask.shape, dtype=np.int32)
+    is_seed = ((area >= CORE_AREA_PX) & crowded[region_of])[core]
+    seeds.reshape(-1)[core_runs.pixels(is_seed)] = np.repeat(core[is_seed] + 1, core_runs.lengths[is_seed])
+    parted = flood(_late(maps, box), seeds[box], flooded[box])
+    small = np.bincount(parted.reshape(-1), minlength=n_cores + 1) < min_area_px
+    small[0] = False
+    mask[box] &= ~np.take(small, parted)
 
 
 def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask:
@@ -237,7 +251,6 @@ def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, cores: Cores
 
 def _regions(maps: Maps, threshold: float, min_area_px: int, cores: Cores, *, mask_only: bool) -> tuple[Labels, int]:
     """(H, W) int32 cells before small ones are dropped, and the largest number that there may be."""
-    _check_area(min_area_px)
     labels, count = label_foreground(maps.cell.shape, lambda rows: threshold_mask(maps.cell[rows], threshold))
     if count and _has_cores(maps, cores):
         count = part(

@@ -1,6 +1,7 @@
 """Masks and cells from drawn shapes whose answer is known."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import numpy.typing as npt
@@ -194,6 +195,21 @@ def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
     monkeypatch.setattr(postprocess, "BAND_PX", 3000)
     np.testing.assert_array_equal(label_cells(maps, threshold=0.5, min_area_px=10), whole)
     np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=10), whole > 0)
+
+
+def test_a_mask_of_a_large_image_is_not_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parting, "BLOCK_PX", 256)
+    ys, xs = np.mgrid[:1024, :1024]
+    distance = np.clip(1 - np.hypot(ys % 40 - 20, xs % 40 - 20) / 24, 0, 1).astype(np.float32)
+    maps = Maps.from_probabilities(np.where(distance > 0.33, 0.9, 0.1).astype(np.float32), distance=distance)
+    tracemalloc.start()
+    try:
+        mask_cells(maps, threshold=0.5, min_area_px=20)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # 13.85 bytes a pixel, most of them a block's; a mask beside the labels would be one more
+    assert peak_bytes < 14.35 * distance.size
 
 
 def test_a_region_larger_than_a_block_is_parted_into_the_same_cells_but_for_pixels_at_the_seams(
