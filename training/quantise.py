@@ -45,8 +45,7 @@ MIN_CALIBRATION_IMAGES = 4
 REBUILT_TOLERANCE = 0.05
 # Convolutions that stay in floating point, tried in turn until the checks pass, the quickest first. The first
 # convolution sees the image's own grey levels and the last makes the logits; those beside them work at full resolution,
-# where rounding shows as it is. The last costs more in floating point than it computes, for all that it reads is then
-# written in floating point.
+# where rounding shows as it is. With the last in floating point what it reads, at full resolution, is written so too.
 SENSITIVE: tuple[tuple[str, ...], ...] = (
     (),
     ("inc.double_conv.0",),
