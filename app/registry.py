@@ -352,8 +352,10 @@ class Registry:
             if NAME.fullmatch(path.stem):
                 try:
                     signature = sign(path)
-                    if signature is not None:  # else removed since
+                    if signature is not None:
                         files[path.stem] = _File(path, (signature, _sign_twin(path)))
+                    elif path.is_symlink():  # else removed since
+                        said = f"{path.name} cannot be used: it is a link to nothing that is there"
                 except OSError as error:
                     said = f"{path.name} cannot be used: {error.strerror}"
             else:

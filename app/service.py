@@ -18,6 +18,7 @@ from app.lanes import Lane
 from app.lifecycle import Lifecycle
 from app.metrics import SAMPLE_S, Metrics
 from app.notes import current_notes
+from app.patience import Patience, TooSlowError
 from app.peers import Beat, Peers
 from app.rates import PIXELS, RateLimit, rates_of
 from app.registry import Model, Registry
@@ -43,6 +44,8 @@ SMALL_PART = 16
 BY_ROWS_PX = 1 << 24
 # How often the keys file is looked at, in seconds, unless weights are looked for more often.
 KEYS_POLL_S = 2.0
+# Longest that a look at it may take before the log says so.
+KEYS_DEADLINE_S = 30.0
 # Files of one batch under way at a time: it keeps the engine busy and leaves turns to the others.
 BATCH_WINDOW = 4
 
@@ -150,9 +153,15 @@ class Service:
         return works
 
     async def _watch_keys(self) -> None:
+        patience = Patience(KEYS_DEADLINE_S, "keys")  # a share that does not answer holds up no request
         while True:  # also where nobody looks for weights: a key that was taken away must not live on
             await asyncio.sleep(min(self.settings.reload_poll_s or KEYS_POLL_S, KEYS_POLL_S))
-            self.keys.refresh()
+            if patience.stuck:  # one look at a time, or an older one that ends later would bring old keys back
+                continue
+            try:
+                await patience.call(self.keys.refresh)
+            except TooSlowError:
+                logger.error("MASKWELL_KEYS_FILE does not answer; the keys before stay in force until it does")
 
     async def _sample(self) -> None:
         while True:  # what another worker process shows of this one is no older

@@ -1,4 +1,6 @@
+import asyncio
 import os
+import threading
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -6,7 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from app.__main__ import main
+from app.files import Signature
+from app.files import sign as real_sign
 from app.keys import KeyRing, KeysError, make_key, parse_keys
+from app.service import Service
 from app.settings import Settings
 
 
@@ -125,6 +130,46 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, caplog:
     assert ring.find(key) is not None
     with pytest.raises(KeysError, match="no ordinary file"):
         KeyRing(Settings(keys_file=path))
+
+
+def test_a_file_of_keys_on_a_share_that_does_not_answer_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("app.service.KEYS_DEADLINE_S", 0.1)
+    go_on, looks = threading.Event(), 0
+    key, line = make_key("alice", "user")
+    service = Service(Settings(keys_file=write(tmp_path / "keys", line), reload_poll_s=0.01))
+
+    def sign(path: Path) -> Signature | None:
+        nonlocal looks
+        looks += 1
+        go_on.wait()
+        return real_sign(path)
+
+    monkeypatch.setattr("app.keys.sign", sign)
+
+    async def main() -> None:
+        watch = asyncio.create_task(service._watch_keys())
+        try:
+            while "does not answer" not in caplog.text:  # so the loop is not held up
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert looks == 1  # a second look would hang too, and might end first
+            assert service.keys.find(key) is not None
+            new, new_line = make_key("new", "user")
+            write(tmp_path / "keys", new_line)
+            go_on.set()
+            while service.keys.find(new) is None:
+                await asyncio.sleep(0.01)
+            assert service.keys.find(key) is None
+        finally:
+            go_on.set()
+            watch.cancel()
+
+    try:
+        asyncio.run(asyncio.wait_for(main(), 60))
+    finally:
+        service.close()
 
 
 def test_new_permissions_alone_make_a_file_be_read_again(tmp_path: Path) -> None:

@@ -375,6 +375,7 @@ def test_what_is_no_file_is_refused_at_once_and_the_rest_of_the_folder_is_loaded
             "zeros.pth": "it is no ordinary file",
             "folder.pth": "it is no ordinary file",
             "loop.pth": "Too many levels of symbolic links",
+            "gone.pth": "it is a link to nothing that is there",
         }
         (folder / "best_model.pth").unlink()
         os.mkfifo(folder / "best_model.pth")
