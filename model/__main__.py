@@ -49,9 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
             data, suffix = _predict(segmenter, path, options)
             name.parent.mkdir(parents=True, exist_ok=True)
             name.with_suffix(suffix).write_bytes(data)
-        except (ImageError, OSError) as error:
+        except (ImageError, OSError) as error:  # name the file themselves
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
+        except (SegmentationError, MemoryError) as error:
+            failed += 1
+            tqdm.write(f"error: {path}: {str(error) or 'no memory for it'}", file=sys.stderr)
     print(f"{len(files) - failed} of {len(files)} images segmented", file=sys.stderr)
     return 1 if failed else 0
 

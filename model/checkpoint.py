@@ -185,7 +185,7 @@ def write_checkpoint(
         card: plain values (dict, list, str, number, bool, None) for people and for `GET /models/{name}`. Tuples become
             lists, NumPy's scalars Python's, and NaN and infinity None, for JSON knows none of these.
         half: store the convolutions as float16, half the size; they are float32 again once read. The statistics of the
-            batch norms stay float32: a variance can be beyond float16's 65504.
+            batch norms stay float32, for a variance can be beyond float16's 65504, and so does a convolution that is.
 
     Returns:
         The version: SHA-256 of the file.
@@ -196,7 +196,9 @@ def write_checkpoint(
     tensors = {}
     for name, tensor in state.items():
         value = tensor.detach().cpu().contiguous()
-        tensors[name] = value.half() if half and value.is_floating_point() and value.ndim == 4 else value.clone()
+        tensors[name] = value.clone()
+        if half and value.is_floating_point() and value.ndim == 4 and bool(torch.isfinite(value.half()).all()):
+            tensors[name] = value.half()
     buffer = io.BytesIO()
     torch.save(
         {"format": FORMAT, "config": config.model_dump(mode="json"), "card": _plain(card), "state_dict": tensors},

@@ -195,7 +195,8 @@ def to_display(image: Image) -> npt.NDArray[np.uint8]:
     colour = image.ndim == 3 and image.shape[2] >= 3
     planes = preprocess(image, n_channels=3 if colour else 1, normalisation="percentile")
     grey = np.clip(planes * 255, 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(grey, (3, *grey.shape[1:])).transpose(1, 2, 0))
+    # a copy, which ascontiguousarray would not make of a single pixel
+    return np.array(np.broadcast_to(grey, (3, *grey.shape[1:])).transpose(1, 2, 0), order="C")
 
 
 def draw_overlay(image: Image, labels: Labels) -> npt.NDArray[np.uint8]:

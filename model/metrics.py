@@ -51,15 +51,19 @@ class RegionScores:
 
 
 def dice(y_true: Mask, y_pred: Mask) -> float:
-    """2 |A and B| / (|A| + |B|) of two masks of one shape, in [0, 1]; 1.0 where both are empty."""
-    _same_shape(y_true, y_pred)
+    """2 |A and B| / (|A| + |B|) of two (H, W) masks, in [0, 1]; 1.0 where both are empty.
+
+    Raises:
+        ValueError: they differ in shape, or are not bool: 255 and 1 would count as unlike.
+    """
+    _same_masks(y_true, y_pred)
     total = int(y_true.sum()) + int(y_pred.sum())
     return 2 * int((y_true & y_pred).sum()) / total if total else 1.0
 
 
 def iou(y_true: Mask, y_pred: Mask) -> float:
     """|A and B| / |A or B| of two masks of one shape, in [0, 1]; 1.0 where both are empty."""
-    _same_shape(y_true, y_pred)
+    _same_masks(y_true, y_pred)
     union = int((y_true | y_pred).sum())
     return int((y_true & y_pred).sum()) / union if union else 1.0
 
@@ -212,6 +216,12 @@ def _pq(overlap: _Overlap) -> float:
 def _entropy(shares: npt.NDArray[np.float64]) -> float:
     some = shares[shares > 0]
     return float(-(some * np.log(some)).sum())
+
+
+def _same_masks(y_true: Mask, y_pred: Mask) -> None:
+    _same_shape(y_true, y_pred)
+    if y_true.dtype != np.bool_ or y_pred.dtype != np.bool_:
+        raise ValueError(f"truth is {y_true.dtype}, prediction is {y_pred.dtype}; masks are bool")
 
 
 def _same_shape(y_true: npt.NDArray[np.generic], y_pred: npt.NDArray[np.generic]) -> None:

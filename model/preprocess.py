@@ -59,6 +59,8 @@ class Preprocessor:
         self._range: tuple[float, float] | None = None  # of finite pixels, where some are not
         self._scale: tuple[float, float] = (0.0, 0.0)
         first = self._rows.read_rows(0, 1)
+        # by dtype, never by a look at the pixels: a dark 16-bit image is no 8-bit image
+        self._levels = None if normalisation == "percentile" else _levels(first.dtype, normalisation)
         if first.dtype.kind == "f":
             self._range = _finite_range(self._bands())
         if normalisation == "percentile":
@@ -82,11 +84,9 @@ class Preprocessor:
             with np.errstate(over="ignore"):  # a hot pixel over a span of next to nothing is infinite until clipped
                 scaled /= span
             return np.clip(scaled, CLIP_LOW, CLIP_HIGH, out=scaled)
-        if planes.dtype == np.float32:
+        if self._levels is None:
             return np.ascontiguousarray(planes, dtype=np.float32)
-        # by dtype, never by a look at the pixels: a dark 16-bit image is no 8-bit image
-        levels = 255.0 if planes.dtype == np.uint8 else 65535.0
-        factor = np.float32((255.0 if self._normalisation == "raw" else 1.0) / levels)
+        factor = np.float32((255.0 if self._normalisation == "raw" else 1.0) / self._levels)
         return planes.astype(np.float32) if factor == 1 else planes.astype(np.float32) * factor
 
     def _bands(self) -> Iterator[Image]:
@@ -108,13 +108,15 @@ def preprocess(image: Image, *, n_channels: int, normalisation: Normalisation) -
         n_channels: of the network, 1 or 3.
         normalisation: `percentile`: the image's 1st percentile becomes 0 and its 99.8th 1; where these coincide its
             minimum and maximum do; a constant image becomes all 0. `raw`: 8-bit grey levels as they are, 16-bit ones
-            over 257, floats as they are. `unit`: `raw` over 255, floats as they are.
+            over 257, signed ones as a share of their type's largest times 255, floats as they are. `unit`: `raw` over
+            255, floats as they are. For both, integers of more bits are refused, for nobody can say what is white.
 
     Returns:
         (n_channels, H, W) float32, finite. NaN counts as the lowest finite value, infinities as the nearest.
 
     Raises:
-        ImageError: another shape or dtype, no pixels, or colour for a network of neither 1 nor 3 channels.
+        ImageError: another shape or dtype, no pixels, colour for a network of neither 1 nor 3 channels, or integers of
+            32 or 64 bits for `raw` and `unit`.
     """
     preprocessor = Preprocessor(image, n_channels=n_channels, normalisation=normalisation)
     return np.ascontiguousarray(preprocessor.planes(0, image.shape[0], 0, image.shape[1]))
@@ -151,8 +153,21 @@ class _KeptRows:
             return self._kept[key]
 
 
+def _levels(dtype: np.dtype[Any], normalisation: Normalisation) -> float | None:
+    """What is white in an image of that type; None for floats, which are as they are."""
+    if dtype.kind not in "iu":
+        return 255.0 if dtype.kind == "b" else None
+    if dtype.itemsize > 2:
+        raise ImageError(
+            f"pixels of type {dtype}, of which nobody can say what is white; these weights take grey levels as they "
+            f"are: send 8 or 16 bits, or floats of 0 to {255 if normalisation == 'raw' else 1}"
+        )
+    return float(np.iinfo(dtype).max)
+
+
 def _to_channels(image: Image, n_channels: int, finite_range: tuple[float, float] | None) -> npt.NDArray[Any]:
     """(n_channels, H, W) uint8, uint16 or finite float32, of a part of an image and the whole's finite range."""
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * np.uint8(255)
     elif image.dtype not in (np.uint8, np.uint16):

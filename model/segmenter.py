@@ -13,7 +13,7 @@ import numpy as np
 
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.compiled_cache import CompiledCache
-from model.errors import WeightsError
+from model.errors import SegmentationError, WeightsError
 from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, mask_cells, threshold_mask, to_maps
 from model.preprocess import Preprocessor, RowReader
 from model.quality import PROFILE_KEY, Flag, assess_answer, assess_image, in_order, sample_rows
@@ -196,6 +196,8 @@ class Segmenter:
 
         Raises:
             ImageError: a shape or dtype that is not allowed.
+            SegmentationError: the network answered with NaN or infinity.
+            MemoryError: there is no room for a pass.
         """
         stitcher = self.start(image)
         step = self.runtime.batch_tiles
@@ -215,7 +217,10 @@ class Segmenter:
         return self.finish(stitcher, threshold=threshold, min_area_px=min_area_px)
 
     def _run(self, stitcher: Stitcher, indices: range, *, alone: bool = False) -> Logits:
-        return self.runtime.run(stack_tiles([stitcher.tile(index) for index in indices]), alone=alone)
+        logits = self.runtime.run(stack_tiles([stitcher.tile(index) for index in indices]), alone=alone)
+        if not np.isfinite(logits).all():  # would pass for an image without a cell
+            raise SegmentationError("the network answered with NaN or infinity")
+        return logits
 
     def _add(self, stitcher: Stitcher, indices: range, logits: Logits) -> None:
         for index, tile_logits in zip(indices, logits, strict=True):

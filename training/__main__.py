@@ -76,6 +76,7 @@ def _fit(options: argparse.Namespace) -> int:
     print(
         f"{options.out}: validation score {best.best_score:.4f}, from epoch {best.best_epoch + 1}; log in {run_folder}"
     )
+    _tell_of_stale_twin(options.out)
     return 0
 
 
@@ -84,11 +85,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training.data import find_pairs
     from training.dataset import PairCache
     from training.evaluate import evaluate
+    from training.seen import unseen_pairs
 
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise TrainingError(f"threshold {options.threshold}; allowed is 0 to 1")
     pairs = _choose(find_pairs(options.data), options.only)
     segmenter = load_segmenter(options.weights, device=options.device, precision=options.precision)
+    _tell_of_seen(len(unseen_pairs(pairs, segmenter.card)), len(pairs))
     cache = PairCache(pairs, quiet=options.quiet)
     scores = evaluate(segmenter, cache, threshold=options.threshold, regions=True, quiet=options.quiet)
     title = f"{options.weights} on {len(pairs)} images of {options.data}"
@@ -171,22 +174,25 @@ def _average(options: argparse.Namespace) -> int:
 
     version = average(options.weights, to=options.to)
     print(f"{options.to}: version {version[:12]}; tune it before it is used")
+    _tell_of_stale_twin(options.to)
     return 0
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from model.checkpoint import read_checkpoint
     from training.data import find_pairs
+    from training.seen import unseen_pairs
     from training.tune import tune
 
     pairs = _choose(find_pairs(options.data), options.only)
+    _tell_of_seen(len(unseen_pairs(pairs, read_checkpoint(options.weights).card)), len(pairs))
     found = tune(options.weights, pairs, to=options.to, device=options.device, quiet=options.quiet)
     config = found.config
     print(f"threshold {config.threshold:.2f}  Dice {found.dice:.4f}")
     print(f"core_threshold {config.core_threshold}  core_distance {config.core_distance}")
     print(f"score of the cells {found.before:.4f} -> {found.after:.4f}")
     print(f"{options.to}: version {found.version[:12]}")
-    if found.has_stale_twin:
-        print("its int8 twin was made for what was there before, and is not used: make it anew by quantise")
+    _tell_of_stale_twin(options.to)
     return 0
 
 
@@ -206,6 +212,18 @@ def _synthesize(options: argparse.Namespace) -> int:
     synthesize(options.folder, count=options.count, size_px=options.size_px, seed=options.seed)
     print(f"{options.count} images with instances in {options.folder}")
     return 0
+
+
+def _tell_of_stale_twin(weights: Path) -> None:
+    from model.twin import twin_path
+
+    if twin_path(weights).exists():
+        print("its int8 twin was made for what was there before, and is not used: make it anew by quantise")
+
+
+def _tell_of_seen(unseen: int, total: int) -> None:
+    if unseen < total:
+        print(f"{total - unseen} of the {total} images were trained on: the scores flatter", file=sys.stderr)
 
 
 def _choose(pairs: "list[Pair]", path: Path | None) -> "list[Pair]":

@@ -65,10 +65,13 @@ class Pair:
         if self.kind == "mask":
             return image, _binary(truths[0], self.truth[0])
         if self.kind == "instances":
-            if truths[0].dtype.kind == "f" or truths[0].min() < 0:
-                raise DataError(f"{self.truth[0]}: labels are integers from 0 on, found {truths[0].dtype}")
-            large = truths[0].max(initial=0) > np.iinfo(np.uint16).max
-            return image, _renumber(truths[0]) if large else truths[0].astype(np.int32)
+            truth = truths[0]
+            # whole numbers as floats are how ImageJ, and Maskwell for it, keeps more than 65,535 labels
+            whole = truth.dtype.kind != "f" or bool(np.all(np.isfinite(truth) & (truth == np.rint(truth))))
+            if not whole or truth.min() < 0:
+                raise DataError(f"{self.truth[0]}: labels are whole numbers from 0 on, found others ({truth.dtype})")
+            large = truth.max(initial=0) > np.iinfo(np.uint16).max
+            return image, _renumber(truth) if large else truth.astype(np.int32)
         labels = np.zeros(image.shape[:2], dtype=np.int32)
         for number, (path, truth) in enumerate(zip(self.truth, truths, strict=True), start=1):
             labels[_binary(truth, path) > 0] = number

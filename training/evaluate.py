@@ -278,8 +278,7 @@ def _with_regions(image: ImageScore, score: RegionScores | None) -> ImageScore:
 def _summarise_cells(images: Sequence[ImageScore]) -> CellSummary:
     ap, each = {}, {}
     for key in map(str, AP_THRESHOLDS):
-        tp, fp, fn = np.sum([image.counts[key] for image in images], axis=0).tolist()
-        ap[key] = average_precision((tp, fp, fn))
+        ap[key] = pooled_ap([image.counts[key] for image in images])
         each[key] = float(np.mean([average_precision(image.counts[key]) for image in images]))
     for table in (ap, each):
         table["mean"] = float(np.mean(list(table.values())))
@@ -352,8 +351,13 @@ def pooled_mean_ap(counts: Sequence[Mapping[float, Counts]]) -> float:
     Args:
         counts: of each image, at least one: IoU threshold to (tp, fp, fn), as score_cells gives them.
     """
-    pooled = np.sum([[image[value] for value in AP_THRESHOLDS] for image in counts], axis=0).tolist()
-    return float(np.mean([average_precision((tp, fp, fn)) for tp, fp, fn in pooled]))
+    return float(np.mean([pooled_ap([image[value] for image in counts]) for value in AP_THRESHOLDS]))
+
+
+def pooled_ap(counts: Sequence[Counts]) -> float:
+    """AP of (tp, fp, fn) that are summed over images, at least one."""
+    tp, fp, fn = np.sum(counts, axis=0).tolist()
+    return average_precision((tp, fp, fn))
 
 
 def true_regions(answer: Answer) -> Labels:

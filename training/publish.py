@@ -17,7 +17,7 @@ from training.errors import DataError, RefusedError, RunError
 from training.evaluate import Scores, evaluate
 from training.lock import publishing
 from training.quantise import describe_twin, make_twin, split_for_twin
-from training.seen import unseen_pairs
+from training.seen import chosen_on, unseen_pairs
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class PublishReport:
         n_left_out: that were not used, for one of the two was trained on them.
         twin: how well its int8 twin answers; None if it has none.
         twin_error: why it has none.
+        n_chosen: of n_images, those that chose the candidate's epoch or threshold, which flatters it.
     """
 
     to: Path
@@ -43,13 +44,17 @@ class PublishReport:
     n_left_out: int
     twin: TwinReport | None = None
     twin_error: str | None = None
+    n_chosen: int = 0
 
     def __str__(self) -> str:
         before = "nothing before it" if self.current is None else f"before it {self.current}"
+        left_out = f"; {self.n_left_out} images that one of them was trained on were left out"
+        chosen = f"; {self.n_chosen} of the {self.n_images} chose its epoch or threshold, which flatters it"
         return (
             f"published {self.to} as version {self.version[:12]}: {self.candidate} on "
             f"{self.n_images} images, {before}"
-            + (f"; {self.n_left_out} images that one of them was trained on were left out" if self.n_left_out else "")
+            + (left_out if self.n_left_out else "")
+            + (chosen if self.n_chosen else "")
             + (f"\n{describe_twin(self.twin)}" if self.twin else "")
             + (f"\nno int8 twin, so a CPU runs it in float32: {self.twin_error}" if self.twin_error else "")
         )
@@ -70,6 +75,8 @@ def publish(
 
     Worse is what training calls so (Scores.overall): the Dice of the mask and, where the truth has cells, in equal
     parts their mean AP, for the mask hardly shows whether touching cells are parted.
+
+    Those that chose its epoch or threshold are not left out, for there are often no others; the report says how many.
 
     A twin that is not good enough (training.quantise) is left out, and the candidate published without one.
 
@@ -135,4 +142,6 @@ def publish(
         if twin is None:
             twin_path(to).unlink(missing_ok=True)
     report = twin.report if twin else None
-    return PublishReport(to, checkpoint.version, new, old, len(cache), len(pairs) - len(cache), report, twin_error)
+    n_chosen = len(chosen_on(checkpoint.card) & {pair.name for pair in cache.pairs})
+    n_left_out = len(pairs) - len(cache)
+    return PublishReport(to, checkpoint.version, new, old, len(cache), n_left_out, report, twin_error, n_chosen)

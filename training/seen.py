@@ -44,6 +44,13 @@ def read_seen(cards: Iterable[Mapping[str, Any]]) -> Seen:
     return Seen(frozenset(digests), frozenset(names))
 
 
+def chosen_on(card: Mapping[str, Any]) -> set[str]:
+    """Names of the images on which a card's weights had their epoch, their threshold or their cores chosen."""
+    split, tuned = card.get("split"), card.get("tuned")
+    validation = split.get("validation", ()) if isinstance(split, dict) else ()
+    return {*validation, *(tuned.get("images", ()) if isinstance(tuned, dict) else ())}
+
+
 def unseen_pairs(pairs: Sequence[Pair], card: Mapping[str, Any]) -> list[Pair]:
     """Those that the weights of a card were not trained on.
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from training.dataset import BatchKeys, CropDataset, PairCache
 from training.errors import RunError
 from training.evaluate import Scores, evaluate
 from training.figures import draw_curves, draw_overlays
+from training.lock import publishing
 from training.losses import segmentation_loss
 from training.seen import read_seen
 from training.teacher import Teacher
@@ -130,8 +132,8 @@ def fit(
 
     Raises:
         DataError: a pair cannot be read.
-        RunError: another process uses the run folder, or what is in it belongs to another recipe or split; `init` or
-            `teacher` does not fit the recipe.
+        RunError: another process uses the run folder, or publishes to `out`, or what is in the folder belongs to
+            another recipe or split; `init` or `teacher` does not fit the recipe; the same picture is in both splits.
     """
     if out.is_dir():
         raise RunError(f"{out} is a folder; --out names a file")
@@ -149,7 +151,8 @@ def fit(
         finished = run.steps(stop, max_steps)
         best = run_folder / "best.pth"
         if finished and fabric.is_global_zero:
-            write_atomically(out, best.read_bytes())
+            with publishing(out):
+                write_atomically(out, best.read_bytes())
             # nothing to go on from: the same command, on the data of another day, begins anew
             (run_folder / "state.pth").unlink()
         fabric.barrier()
@@ -186,6 +189,8 @@ class _Run:
                 "cut it into parts, or say --warp-prob 0"
             )
         self._validation = PairCache(validation, quiet=hidden) if fabric.is_global_zero else None
+        if self._validation is not None:
+            self._check_split(self._train, self._validation)
         digest = None if self._validation is None else self._validation.digest
         self._validation_digest: str | None = fabric.broadcast(digest)
         self.config = model_config(recipe, train, self._train.largest_side)
@@ -217,6 +222,26 @@ class _Run:
         )
         self.progress = Progress()
         self._resume()
+
+    def _check_split(self, train: PairCache, validation: PairCache) -> None:
+        """Images that were trained on flatter the scores, and choose a poor epoch."""
+        name_of = dict(zip(train.digests, (pair.name for pair in train.pairs), strict=True))
+        for pair, digest in zip(validation.pairs, validation.digests, strict=True):
+            if digest in name_of:
+                raise RunError(
+                    f"{pair.name} of the validation images is the same picture as {name_of[digest]} to train on"
+                )
+        known = self._seen_before
+        count = sum(
+            digest in known.digests or pair.name in known.names
+            for pair, digest in zip(validation.pairs, validation.digests, strict=True)
+        )
+        if count:
+            tqdm.write(
+                f"{count} of the {len(validation)} validation images were trained on by the weights of --init or "
+                "--teacher: the scores will flatter; --val-list names others",
+                file=sys.stderr,
+            )
 
     def steps(self, stop: "_Stop", max_steps: int | None) -> bool:
         """Train to the end; False if it was asked to stop before."""
@@ -315,9 +340,10 @@ class _Run:
         if self._validation is not None:
             state = {name: value.detach().cpu().clone() for name, value in (self._ema or self._state()).items()}
             checkpoint = Checkpoint(state, self.config, {}, "")
-            runtime = make_runtime(checkpoint, device=str(self.fabric.device), precision="fp32")
-            segmenter = Segmenter(checkpoint, runtime)
-            scores = evaluate(segmenter, self._validation, tune=True, quiet=self.quiet)
+            with _own_cudnn_flags():
+                runtime = make_runtime(checkpoint, device=str(self.fabric.device), precision="fp32")
+                segmenter = Segmenter(checkpoint, runtime)
+                scores = evaluate(segmenter, self._validation, tune=True, quiet=self.quiet)
             record |= {"val_dice": scores.dice, "val_iou": scores.iou, "threshold": scores.threshold}
             if scores.cells is not None:
                 record |= {f"val_ap{key}": scores.cells.ap[key] for key in ("0.5", "0.7", "0.9", "mean")}
@@ -438,6 +464,9 @@ def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor
         config: of the network to train.
         fresh: its random weights; outputs that `init` has none of keep them.
 
+    A network of grey levels 0..255 (`raw`) gets a first convolution for 0..1, or the other way round; that of a softmax
+    over background and cell one output, the difference of the two.
+
     Returns:
         A state dict for that network.
 
@@ -455,11 +484,21 @@ def warm_start(init: Checkpoint, config: ModelConfig, fresh: Mapping[str, Tensor
         # on grey pictures, whose channels are alike, the answer stays what it was
         first = state["inc.double_conv.0.weight"]
         state["inc.double_conv.0.weight"] = first.repeat(1, new.n_channels, 1, 1) / new.n_channels
+    white = {"raw": 255.0, "unit": 1.0, "percentile": 1.0}
+    state["inc.double_conv.0.weight"] *= white[init.config.normalisation] / white[config.normalisation]
+    outputs = init.config.outputs
+    if init.config.activation != config.activation and outputs != ("background", "cell"):
+        raise RunError(
+            f"the weights to begin with say {', '.join(outputs)} as {init.config.activation}; "
+            f"the recipe's are to say {', '.join(config.outputs)} as {config.activation}"
+        )
     for name in ("outc.conv.weight", "outc.conv.bias"):
         rows = fresh[name].clone()
         for row, output in enumerate(config.outputs):
-            if output in init.config.outputs:
-                rows[row] = state[name][init.config.outputs.index(output)]
+            if output in outputs:
+                rows[row] = state[name][outputs.index(output)]
+                if init.config.activation != config.activation:
+                    rows[row] -= state[name][outputs.index("background")]
         state[name] = rows
     return state
 
@@ -540,6 +579,17 @@ def _make_fabric(device: str, precision: Precision | None, recipe: Recipe) -> tu
         precision=chosen,
     )
     return fabric, chosen
+
+
+@contextmanager
+def _own_cudnn_flags() -> Iterator[None]:
+    """A runtime sets some for the whole process; the steps go on with theirs, in a run that resumes too."""
+    flags = torch.backends.cudnn
+    before = flags.deterministic, flags.allow_tf32
+    try:
+        yield
+    finally:
+        flags.deterministic, flags.allow_tf32 = before
 
 
 def computes_in_bfloat16() -> bool:

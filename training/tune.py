@@ -14,7 +14,6 @@ from model.metrics import grow_labels, score_cells, score_regions
 from model.postprocess import Cores, label_cells
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
-from model.twin import twin_path
 from model.types import Labels
 from training.data import Pair
 from training.evaluate import (
@@ -46,7 +45,6 @@ class Tuning:
         before, after: score of the cells with the old and the new rule, both at the new threshold: mean AP at IoU 0.5
             to 0.9 where the truth has cells, else V_rand.
         dice: mean, of the masks at the new threshold.
-        has_stale_twin: an int8 twin lies beside it that was made for what was there before.
     """
 
     version: str
@@ -54,7 +52,6 @@ class Tuning:
     before: float
     after: float
     dice: float
-    has_stale_twin: bool = False
 
 
 def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto", quiet: bool = False) -> Tuning:
@@ -101,9 +98,8 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     }
     scores = score_answers(Segmenter(replace(checkpoint, config=config), runtime), answers, regions=True)
     card = {**checkpoint.card, "scores": {"validation": scores.summary()}, "tuned": tuned}
-    stale = twin_path(to).exists()
     version = write_checkpoint(to, checkpoint.state, config, card, half=_is_half(checkpoint.state))
-    return Tuning(version, config, before, after, curve[threshold], stale)
+    return Tuning(version, config, before, after, curve[threshold])
 
 
 def _candidates(config: ModelConfig) -> list[Cores]:

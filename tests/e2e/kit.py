@@ -65,10 +65,15 @@ def write_small_twin(weights: Path) -> Twin:
     """An int8 twin that rounds what goes into the last convolution, and its weights."""
     checkpoint = read_checkpoint(weights)
     weight = checkpoint.state["outc.conv.weight"].numpy()
+    network, highest = checkpoint.build(), []
+    network.outc.register_forward_pre_hook(lambda _, inputs: highest.append(float(inputs[0].max())))
+    channels = checkpoint.config.architecture.n_channels
+    with torch.inference_mode():
+        network(torch.rand(1, channels, 128, 128, generator=torch.Generator().manual_seed(0)))
     steps = np.abs(weight).max(axis=(1, 2, 3)) / 127
     twin = Twin(
         checkpoint=checkpoint.version,
-        quantisers=(Quantiser(inputs=(("outc.conv", 0),), levels=256, low=0.0, high=4.0),),
+        quantisers=(Quantiser(inputs=(("outc.conv", 0),), levels=256, low=0.0, high=highest[0]),),
         scales={"outc.conv": tuple(float(step) for step in steps)},
         biases={},
         probe=(),

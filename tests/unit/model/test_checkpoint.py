@@ -99,6 +99,14 @@ def test_half_precision_keeps_a_variance_that_float16_cannot_hold(tmp_path: Path
     assert torch.equal(read["inc.double_conv.4.running_var"], state["inc.double_conv.4.running_var"])
 
 
+def test_half_precision_keeps_a_convolution_that_float16_cannot_hold(tmp_path: Path) -> None:
+    state = seeded_state()
+    state["inc.double_conv.0.weight"] *= 1e6
+    write_checkpoint(tmp_path / "half.pth", state, CONFIG, {}, half=True)
+    read = read_checkpoint(tmp_path / "half.pth").state
+    assert torch.equal(read["inc.double_conv.0.weight"], state["inc.double_conv.0.weight"])
+
+
 def test_a_card_becomes_what_json_can_say(tmp_path: Path) -> None:
     card = {
         "dice": np.float32(0.5),

@@ -635,6 +635,13 @@ def test_the_overlay_is_8_bit_rgb_of_the_same_size(image: Pixels) -> None:
     assert overlay.max() > 200
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1), (1, 7, 3), (7, 1)])
+def test_the_overlay_of_a_pixel_or_a_line(shape: tuple[int, ...]) -> None:
+    labels = np.zeros(shape[:2], dtype=np.int32)
+    labels[0, 0] = 1
+    assert draw_overlay(np.full(shape, 9, np.uint8), labels).shape == (*shape[:2], 3)
+
+
 def test_the_overlay_outlines_each_cell_on_its_inner_side() -> None:
     labels = np.zeros((9, 12), dtype=np.int32)
     labels[2:7, 2:6] = 1

@@ -13,8 +13,9 @@ from PIL import Image as PillowImage
 
 from model.__main__ import main
 from model.checkpoint import Architecture, ModelConfig
+from model.errors import SegmentationError
 from model.images import encode_png, read_image
-from model.segmenter import load_segmenter
+from model.segmenter import Segmentation, Segmenter, load_segmenter
 from tests.files import write_seeded_weights
 
 
@@ -58,6 +59,31 @@ def test_a_folder_gives_a_mask_for_each_of_its_images(folder: Path, weights: Pat
     with PillowImage.open(out / "a_mask.png") as picture:
         assert picture.info["X-Model-Version"] == segmenter.version
         assert picture.info["X-Threshold"] == "0.45"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(MemoryError(), "no memory for it"), (SegmentationError("the network answered with NaN"), "with NaN")],
+)
+def test_an_image_that_fails_alone_is_named_and_the_others_are_segmented(
+    error: Exception, said: str, folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    honest, calls = Segmenter.segment, []
+
+    def segment(self: Segmenter, image: Any, **options: Any) -> Segmentation:
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return honest(self, image, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    assert predict(folder, "--out", tmp_path / "out", weights=weights) == 1
+    assert names(tmp_path / "out") == ["a_mask.png", "c_mask.png"]
+    told = capsys.readouterr().err
+    assert f"error: {folder / 'b.v2.tif'}: " in told
+    assert said in told
+    assert "2 of 3 images" in told
 
 
 def test_results_lie_beside_the_images_and_a_second_run_does_not_take_them_for_images(

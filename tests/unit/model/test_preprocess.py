@@ -81,6 +81,33 @@ def test_every_dtype_gives_contrast_between_0_and_1(dtype: str) -> None:
     np.testing.assert_allclose(np.percentile(planes, (LOW_PERCENTILE, HIGH_PERCENTILE)), (0, 1), rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "white"),
+    [("uint8", 255), ("uint16", 65535), (">u2", 65535), ("int8", 127), ("int16", 32767), (">i2", 32767)],
+)
+def test_grey_levels_as_they_are_are_a_share_of_their_types_largest(dtype: str, white: int) -> None:
+    image = np.array([[0, 1, white // 2, white]], dtype)
+    share = np.array([[0, 1, white // 2, white]]) / white
+    np.testing.assert_allclose(preprocess(image, n_channels=1, normalisation="unit")[0], share, rtol=1e-6)
+    np.testing.assert_allclose(preprocess(image, n_channels=1, normalisation="raw")[0], share * 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", ">i4", "int64", "uint64"])
+def test_integers_of_which_nobody_can_say_what_is_white_are_refused_where_it_matters(dtype: str) -> None:
+    image = seeded(dtype)
+    with pytest.raises(ImageError, match=rf"pixels of type {np.dtype(dtype)}.* or floats of 0 to 255"):
+        preprocess(image, n_channels=1, normalisation="raw")
+    with pytest.raises(ImageError, match=r"send 8 or 16 bits, or floats of 0 to 1$"):
+        preprocess(image, n_channels=1, normalisation="unit")
+
+
+def test_the_order_of_bytes_changes_nothing() -> None:
+    image = seeded("uint16")
+    for normalisation in ("percentile", "raw", "unit"):
+        one, other = (preprocess(i, n_channels=3, normalisation=normalisation) for i in (image, image.astype(">u2")))
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_bool_image_becomes_0_and_1() -> None:
     image = np.zeros((10, 10), dtype=bool)
     image[3:6, 3:6] = True

@@ -10,7 +10,7 @@ import torch
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
 from model.runtime import Precision, TorchRuntime, _container_cpus, available_cpus, choose_device, stack_tiles
-from tests.files import write_seeded_weights
+from tests.files import spread, write_seeded_weights
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     config = ModelConfig(architecture=Architecture(width=8, n_classes=2), outputs=("cell", "border"), tile_px=(128,))
     path: Path = tmp_path_factory.mktemp("weights") / "weights.pth"
     write_seeded_weights(path, config)
-    return read_checkpoint(path)
+    return spread(read_checkpoint(path))
 
 
 def tiles(n: int, side: int = 64) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -71,13 +71,15 @@ def test_on_a_cpu_auto_means_float32_and_one_tile(checkpoint: Checkpoint) -> Non
     assert (runtime.name, runtime.device, runtime.precision, runtime.batch_tiles) == ("torch", "cpu", "fp32", 1)
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("bf16", 0.2), ("fp16", 0.02)])
+@pytest.mark.parametrize(("precision", "allowed"), [("bf16", 0.1), ("fp16", 0.015)])
 def test_half_the_bits_are_close_and_not_equal(checkpoint: Checkpoint, precision: Precision, allowed: float) -> None:
     batch = tiles(1)
     exact = TorchRuntime(checkpoint, device="cpu").run(batch)
     rough = TorchRuntime(checkpoint, device="cpu", precision=precision).run(batch)
     assert rough.dtype == np.float32
-    assert 0 < np.abs(rough - exact).max() < allowed * exact.std() + 0.05
+    assert (exact.std(axis=(0, 2, 3)) > 0.5).all()  # else a constant would pass
+    assert (np.abs(rough - exact).mean(axis=(0, 2, 3)) > 0).all()
+    assert (np.abs(rough - exact).mean(axis=(0, 2, 3)) < allowed).all()
 
 
 def test_no_batch_norm_is_left(checkpoint: Checkpoint) -> None:
@@ -97,7 +99,7 @@ def test_values_before_a_batch_norm_need_not_fit_float16(checkpoint: Checkpoint)
     batch = tiles(1)
     exact = TorchRuntime(checkpoint, device="cpu").run(batch)
     rough = TorchRuntime(scaled, device="cpu", precision="fp16").run(batch)
-    assert np.abs(rough - exact).max() < 0.02 * exact.std() + 0.05
+    assert np.abs(rough - exact).max() < 0.05 * exact.std()
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "mps", "meta", "xpu"])

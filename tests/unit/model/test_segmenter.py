@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Architecture, ModelConfig, write_checkpoint
-from model.errors import ImageError, WeightsError
+from model.errors import ImageError, SegmentationError, WeightsError
 from model.segmenter import Segmenter, load_segmenter
 from model.types import Batch, Image, Logits
 
@@ -182,6 +182,20 @@ def test_a_segmenter_knows_its_file(tmp_path: Path) -> None:
     segmenter = load_segmenter(written(tmp_path / "w.pth"), device="cpu")
     assert segmenter.card == {"data": "drawn"}
     assert len(segmenter.version) == 64
+
+
+def test_nan_is_an_error_and_no_image_without_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = load_segmenter(written(tmp_path / "w.pth"), device="cpu")
+    honest = segmenter.runtime.run
+
+    def run(batch: Batch, *, alone: bool = False) -> Logits:
+        logits = honest(batch, alone=alone)
+        logits[0, 0, 3, 3] = np.nan
+        return logits
+
+    monkeypatch.setattr(segmenter.runtime, "run", run)
+    with pytest.raises(SegmentationError, match="NaN or infinity"):
+        segmenter.segment(np.zeros((40, 40), np.uint8))
 
 
 def test_a_healthy_network_warms_up(tmp_path: Path) -> None:

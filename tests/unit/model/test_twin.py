@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.checkpoint import read_checkpoint
+from model.checkpoint import read_checkpoint, write_checkpoint
 from model.errors import WeightsError
 from model.openvino_runtime import OpenVinoRuntime
 from model.segmenter import load_segmenter
 from model.twin import MAX_BYTES, read_twin, twin_path
 from tests.e2e.kit import draw_cells, write_small_twin, write_weights
+from tests.files import spread
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "cells.v2.pth"
     write_weights(path, tile_px=(128,))
+    checkpoint = spread(read_checkpoint(path))
+    write_checkpoint(path, checkpoint.state, checkpoint.config, checkpoint.card)
     write_small_twin(path)
     return path
 
@@ -43,8 +46,8 @@ def test_auto_takes_int8_where_there_is_a_twin_and_the_answer_is_close(weights: 
     rounded = load_segmenter(weights, device="cpu")
     assert (exact.runtime.precision, rounded.runtime.precision) == ("fp32", "int8")
     assert (exact.twin, exact.twin_error, rounded.twin_error) == (None, None, None)
-    difference = np.abs(exact.segment(image).probability - rounded.segment(image).probability)
-    assert 0 < difference.max() < 0.05
+    one, two = exact.segment(image).probability, rounded.segment(image).probability
+    assert 0 < np.abs(one - two).mean() < 0.2 * one.std()  # a constant would be four times as far off
 
 
 def test_a_tile_has_the_same_bytes_in_int8_on_one_core_and_on_two(weights: Path) -> None:

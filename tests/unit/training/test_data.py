@@ -203,6 +203,24 @@ def test_label_numbers_may_have_gaps_and_be_large(tmp_path: Path) -> None:
     assert (found[1, 1], found[3, 3], found[5, 5], found.max(), found[0, 0]) == (3, 2, 1, 3, 0)
 
 
+def test_labels_may_be_whole_numbers_as_floats_and_no_others(tmp_path: Path) -> None:
+    labels = np.zeros((8, 9), np.float32)
+    labels[1, 1], labels[3, 3], labels[5, 5] = 70_000, 2, 1
+    for folder in ("image", "instances"):
+        (tmp_path / folder).mkdir()
+    tifffile.imwrite(tmp_path / "image" / "a.tif", np.zeros((8, 9), np.uint8))
+    tifffile.imwrite(tmp_path / "instances" / "a.tif", labels)
+    [pair] = find_pairs(tmp_path)
+    found = pair.read()[1]
+    assert found.dtype == np.int32
+    assert (found[1, 1], found[3, 3], found[5, 5], found.max()) == (3, 2, 1, 3)
+    for wrong in (0.5, -1.0, np.nan, np.inf):
+        labels[0, 0] = wrong
+        tifffile.imwrite(tmp_path / "instances" / "a.tif", labels)
+        with pytest.raises(DataError, match="labels are whole numbers from 0 on"):
+            pair.read()
+
+
 def test_masks_without_their_image_and_two_kinds_of_truth_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / "masks").mkdir(parents=True)
     with pytest.raises(DataError, match="masks has no image"):

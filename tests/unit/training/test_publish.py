@@ -122,6 +122,22 @@ def test_images_that_the_candidate_was_trained_on_do_not_judge_it(cells: Path, t
         publish(every, find_pairs(cells), to=tmp_path / "b.pth", int8=False, quiet=True)
 
 
+def test_the_report_tells_how_many_images_chose_epoch_or_threshold(
+    cells: Path, tmp_path: Path, everything: Path
+) -> None:
+    names = [pair.name for pair in find_pairs(cells)]
+    assert "chose its" not in str(publish(everything, find_pairs(cells), to=tmp_path / "b.pth", int8=False, quiet=True))
+    card: dict[str, object] = {
+        "split": {"train": names[:4], "validation": names[4:6]},
+        "tuned": {"images": [*names[5:7], "another"]},
+    }
+    report = publish(
+        weights(tmp_path / "tuned.pth", 30, card=card), find_pairs(cells), to=tmp_path / "b.pth", int8=False, quiet=True
+    )
+    assert (report.n_images, report.n_chosen) == (6, 3)
+    assert "3 of the 6 chose its epoch or threshold, which flatters it" in str(report)
+
+
 def test_images_are_known_by_their_pixels_not_by_their_names(cells: Path, tmp_path: Path) -> None:
     pairs = find_pairs(cells)
     card: dict[str, object] = {

@@ -12,6 +12,7 @@ from model.errors import WeightsError
 from model.segmenter import load_segmenter
 from model.twin import TwinReport, read_twin, twin_path
 from tests.e2e.kit import draw_cells, write_weights
+from tests.files import spread
 from training.__main__ import main
 from training.data import find_pairs
 from training.dataset import image_digest
@@ -23,10 +24,10 @@ from training.seen import unseen_pairs
 
 
 def write_sure(path: Path, **architecture: object) -> Path:
-    """Calls everything a cell, so that rounding costs nothing."""
+    """Calls everything a cell, so that rounding costs nothing, though its logits differ from place to place."""
     config = ModelConfig(architecture=Architecture(width=8, **architecture), tile_px=(128,))  # type: ignore[arg-type]
     write_weights(path, architecture=config.architecture, tile_px=(128,))
-    checkpoint = read_checkpoint(path)
+    checkpoint = spread(read_checkpoint(path))
     checkpoint.state["outc.conv.bias"].fill_(20)
     write_checkpoint(path, checkpoint.state, config, {})
     return path
@@ -44,7 +45,7 @@ def test_a_twin_answers_like_its_network(cells: Path, tmp_path: Path, bilinear: 
     assert rounded.runtime.precision == "int8"
     tile = exact.start(draw_cells(128, 128)).tile(0)[None]
     one, two = exact.runtime.run(tile), rounded.runtime.run(tile)
-    assert 0 < np.abs(one - two).mean() < 0.1 * one.std() + 0.02
+    assert 0 < np.abs(one - two).mean() < 0.2 * one.std()  # a constant would be four times as far off
 
 
 def test_one_twin_does_for_every_size_of_tile(cells: Path, tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_one_twin_does_for_every_size_of_tile(cells: Path, tmp_path: Path) -> No
     for side in (128, 256):
         tile = np.random.default_rng(0).random((1, 1, side, side), dtype=np.float32)
         exact = load_segmenter(weights, device="cpu", precision="fp32").runtime.run(tile)
-        assert np.abs(segmenter.runtime.run(tile) - exact).mean() < 0.1 * exact.std() + 0.02
+        assert 0 < np.abs(segmenter.runtime.run(tile) - exact).mean() < 0.2 * exact.std()
 
 
 def test_layers_stay_in_float_where_rounding_them_costs_too_much(

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ import torch
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, read_checkpoint
 from model.errors import WeightsError
 from model.images import encode_png
-from model.runtime import available_cpus
+from model.preprocess import Normalisation
+from model.runtime import Runtime, available_cpus, make_runtime
 from model.unet import UNet
+from training.__main__ import main
 from training.config import CLASSIC, Recipe
 from training.data import find_pairs, split_pairs
 from training.dataset import BatchKeys
 from training.errors import RunError
+from training.lock import publishing
 from training.synthesize import synthesize
 from training.train import choose_workers, fit, warm_start
 
@@ -303,6 +307,76 @@ def test_grey_weights_answer_grey_pictures_alike_in_a_network_for_colour(cells: 
     with torch.no_grad():
         torch.testing.assert_close(grown(grey.repeat(1, 3, 1, 1))[:, 1:], network(grey), rtol=1e-4, atol=1e-5)
     assert torch.equal(grown.state_dict()["outc.conv.weight"][0], fresh)
+
+
+@pytest.mark.parametrize("old", ["raw", "unit", "percentile"])
+def test_weights_of_another_scale_or_of_a_softmax_answer_alike_to_begin_with(old: Normalisation) -> None:
+    architecture = Architecture(n_classes=2, width=4, align_corners=False)
+    config = ModelConfig(
+        architecture=architecture, outputs=("background", "cell"), activation="softmax", normalisation=old
+    )
+    new = ModelConfig(architecture=architecture.model_copy(update={"n_classes": 1}), outputs=("cell",))
+    network, begun = architecture.build().eval(), new.architecture.build().eval()
+    begun.load_state_dict(warm_start(Checkpoint(network.state_dict(), config, {}, ""), new, begun.state_dict()))
+    grey = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        expected = torch.softmax(network(grey * (255 if old == "raw" else 1)), dim=1)[:, 1:]
+        torch.testing.assert_close(torch.sigmoid(begun(grey)), expected, rtol=1e-4, atol=1e-5)
+    three = config.model_copy(update={"outputs": ("background", "cell", "border")})
+    with pytest.raises(RunError, match="background, cell, border as softmax"):
+        warm_start(Checkpoint(network.state_dict(), three, {}, ""), new, begun.state_dict())
+
+
+def test_a_picture_in_both_splits_is_refused(cells: Path, tmp_path: Path, tiny_recipe: Recipe) -> None:
+    pairs = find_pairs(cells)
+    copy = replace(pairs[3], name="copy")
+    with pytest.raises(RunError, match=f"copy of the validation images is the same picture as {pairs[3].name}"):
+        fit(pairs[:5], [copy], tiny_recipe, out=tmp_path / "a.pth", run_folder=tmp_path / "a", device="cpu", quiet=True)
+
+
+def test_validation_images_that_the_first_weights_have_seen_are_told(
+    cells: Path, tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cells, replace(tiny_recipe, epochs=1), tmp_path)
+    assert "flatter" not in capsys.readouterr().err
+    pairs, init = find_pairs(cells), read_checkpoint(tmp_path / "out.pth")
+    seen = [pair for pair in pairs if pair.name in init.card["split"]["train"]]
+    fit(
+        seen[:4], seen[4:6], replace(tiny_recipe, epochs=1), out=tmp_path / "b.pth", run_folder=tmp_path / "b",
+        device="cpu", quiet=True, init=init,
+    )  # fmt: skip
+    assert "2 of the 2 validation images were trained on" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "out.pth"), str(cells), "--device", "cpu", "--quiet"]) == 0
+    assert "8 of the 10 images were trained on: the scores flatter" in capsys.readouterr().err
+
+
+def test_a_runtime_s_flags_are_not_left_to_the_steps(
+    cells: Path, tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = torch.backends.cudnn
+    monkeypatch.setattr(flags, "deterministic", False)
+    monkeypatch.setattr(flags, "allow_tf32", True)
+    seen = []
+
+    def on_a_gpu(*args: Any, **options: Any) -> Runtime:
+        flags.deterministic, flags.allow_tf32 = True, False  # as TorchRuntime sets them there
+        seen.append(1)
+        return make_runtime(*args, **options)
+
+    monkeypatch.setattr("training.train.make_runtime", on_a_gpu)
+    assert run(cells, replace(tiny_recipe, epochs=1), tmp_path)
+    assert seen
+    assert (flags.deterministic, flags.allow_tf32) == (False, True)
+
+
+def test_the_result_waits_for_nobody_who_publishes_to_its_place_and_is_not_lost(
+    cells: Path, tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    with publishing(tmp_path / "out.pth"), pytest.raises(RunError, match="another process publishes"):
+        run(cells, replace(tiny_recipe, epochs=1), tmp_path)
+    assert not (tmp_path / "out.pth").exists()
+    assert run(cells, replace(tiny_recipe, epochs=1), tmp_path)  # the same command again
+    assert (tmp_path / "out.pth").exists()
 
 
 def test_a_missing_data_folder_ends_with_one_line_and_status_2(tmp_path: Path) -> None:
