@@ -66,6 +66,7 @@ class KeyRing:
         self._admin_key, self._text, self._path = settings.admin_key, settings.keys, settings.keys_file
         self._seen = self._signature()
         self._keys = self._read()
+        self._told: str | None = None  # what was wrong with the file at the last look
 
     @property
     def required(self) -> bool:
@@ -89,16 +90,25 @@ class KeyRing:
         return found
 
     def refresh(self) -> None:
-        """Read the file again if it has changed; one that cannot be used changes nothing, and is logged once."""
+        """Read the file again if it has changed; one that cannot be used changes nothing, and is logged once.
+
+        One that could not be read is tried again at the next look, for a disk's error passes; one that says something
+        wrong when it has changed.
+        """
         signature = self._signature()
         if signature == self._seen:
             return
-        self._seen = signature
         try:
             self._keys = self._read()
-            logger.info("the keys have changed: %d in force", len(self._keys))
         except KeysError as error:
-            logger.error("%s; the keys before stay in force", error)
+            if not isinstance(error.__cause__, OSError):
+                self._seen = signature
+            if str(error) != self._told:
+                logger.error("%s; the keys before stay in force", error)
+            self._told = str(error)
+            return
+        self._seen, self._told = signature, None
+        logger.info("the keys have changed: %d in force", len(self._keys))
 
     def _signature(self) -> Signature | None:
         try:

@@ -25,6 +25,10 @@ logger = logging.getLogger("app.registry")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # fit for a header, a URL and a file
 # At the start; more would compete for memory and gain nothing.
 LOADED_AT_ONCE = 2
+# A text beside the weights that is longer is cut: it goes into an answer whole.
+MAX_ABOUT_CHARS = 100_000
+# Longest that a text may take to be read, in seconds; who asks for the model waits for it.
+ABOUT_DEADLINE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Registry:
         self._seen: dict[str, tuple[Signature, Signature | None]] = {}
         self._lock = asyncio.Lock()
         self._patience = Patience(settings.load_deadline_s, "weights")
+        self._text_patience = Patience(ABOUT_DEADLINE_S, "about")
+        self._text_room = asyncio.Semaphore(LOADED_AT_ONCE)
         self._refused: dict[str, str] = {}
         self._refused_twins: dict[str, str] = {}
         self._unfit: dict[str, str] = {}
@@ -229,10 +235,18 @@ class Registry:
                     del self._models[name]
                     logger.info("model %s is gone", name)
 
+    async def read_about(self, model: Model) -> str | None:
+        """What NAME.md says, if it is of this version: published weights do not bring a text of their own."""
+        try:
+            async with self._text_room:
+                return await self._text_patience.call(_read_about, self._settings.weights_dir, model)
+        except TooSlowError:  # a share that does not answer
+            return None
+
     @property
     def hangs(self) -> bool:
-        """Whether a thread is still loading what nobody waits for any more."""
-        return self._patience.stuck
+        """Whether a thread is still reading what nobody waits for any more."""
+        return self._patience.stuck or self._text_patience.stuck
 
     def close(self) -> None:
         """Wait for what is being loaded, unless it was given up."""
@@ -366,6 +380,18 @@ class Registry:
                     logger.error("weights refused: %s", said)
         self._unfit = unfit
         return files
+
+
+def _read_about(folder: Path, model: Model) -> str | None:
+    path = folder / f"{model.name}.md"
+    try:
+        if sign(path) is None:  # raises for a pipe, which would be waited for
+            return None
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_ABOUT_CHARS)
+    except OSError:
+        return None
+    return text if model.version[:12] in text else None
 
 
 def _sign_twin(weights: Path) -> Signature | None:

@@ -162,6 +162,8 @@ class Service:
                 await patience.call(self.keys.refresh)
             except TooSlowError:
                 logger.error("MASKWELL_KEYS_FILE does not answer; the keys before stay in force until it does")
+            except Exception:  # no room for a thread, say: the next look may have it
+                logger.exception("could not look at the keys file")
 
     async def _sample(self) -> None:
         while True:  # what another worker process shows of this one is no older
@@ -217,11 +219,7 @@ class Service:
             RequestError: the queue is full, the deadline passed, ...
         """
         header = await self._inspect(upload, query, several=query.several)
-        if header.pixels > self._most_pixels:
-            raise ImageTooLargeError(
-                f"{header.n_planes} planes of {header.width} x {header.height} px = {header.pixels:,} pixels; at most "
-                f"{self._most_pixels:,} in one request: send fewer by page= or channel="
-            )
+        self._check_size(header)
         with self._admit(header.pixels, _work_px(model, header)) as reservation:
             return await self._process(upload, header, query, model, reservation)
 
@@ -278,10 +276,11 @@ class Service:
         """
         started_at = time.perf_counter()
         header = await self._inspect(upload, query, several=False)
+        self._check_size(header)
         pixels = header.pixels
         lane = self._lane(pixels)
         with self._admit(pixels, work_px=0):
-            async with self._room(lane, pixels):
+            async with self._room(lane, header.height * header.width):
                 body, timing = await lane.run(_draw_preview, upload.data, self.settings.max_pixels, query)
         ended_at = time.perf_counter()
         queue_s = max(ended_at - started_at - timing.decode - timing.encode, 0.0)
@@ -298,6 +297,13 @@ class Service:
         with self.admission.reserve(pixels, work_px) as reservation:
             self._pixel_rate.charge(current_notes().client, pixels)
             yield reservation
+
+    def _check_size(self, header: ImageHeader) -> None:
+        if header.pixels > self._most_pixels:
+            raise ImageTooLargeError(
+                f"{header.n_read} planes of {header.width} x {header.height} px = {header.pixels:,} pixels; at most "
+                f"{self._most_pixels:,} in one request: send fewer by page= or channel="
+            )
 
     @property
     def _most_pixels(self) -> int:
@@ -413,7 +419,7 @@ class Service:
         started_at = time.perf_counter()
         deadline_s = self.settings.deadline_s
         pixels = header.height * header.width
-        lane = self._lane(pixels)
+        lane = self._lane(header.pixels // header.n_planes)
         notes = current_notes()
         async with self._room(lane, pixels):
             prepared = await lane.run(prepare)

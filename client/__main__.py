@@ -237,7 +237,15 @@ def _without_results(files: Sequence[Path], root: Path, out: Path | None) -> lis
             stems[folder] = {other.stem for other in folder.iterdir() if _is_image(other)} if folder.is_dir() else set()
         return stems[folder]
 
-    return [file for file in images if not is_result(file)]
+    kept = [file for file in images if not is_result(file)]
+    if len(kept) < len(images):
+        first = next(file for file in images if file not in set(kept))
+        print(
+            f"{len(images) - len(kept)} files are left out, for their names are those of results of earlier runs: "
+            f"{first.name}; name a file itself to have it segmented all the same",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def _is_image(path: Path) -> bool:

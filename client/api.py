@@ -30,6 +30,7 @@ RETRIES = 8
 LONGEST_WAIT_S = 60.0  # where the service does not say how long
 LONGEST_ASKED_S = 3600.0  # where it does; what it puts off for longer is refused, and not asked again before its time
 BUSY = (429, 503)
+BAD_GATEWAY = 502
 SUFFIXES = {
     "image/png": ".png",
     "image/tiff": ".tif",
@@ -124,7 +125,11 @@ class _Connection(Generic[H]):
         key: str | None = None,
     ) -> None:
         self._retries = retries
-        self._http: H = self._make(base_url=_base(url), timeout=_timeout(timeout_s), headers=_headers(key))
+        base = _base(url)
+        # a proxy that the environment names is for other machines
+        self._http: H = self._make(
+            base_url=base, timeout=_timeout(timeout_s), headers=_headers(key), trust_env=not _is_this_machine(base)
+        )
 
     def _judge(self, outcome: httpx.Response | httpx.TransportError, attempt: int) -> "Answer | float":
         """The answer, or how long to wait before the next try.
@@ -138,6 +143,11 @@ class _Connection(Generic[H]):
             # who does not answer for so long will not the next time, and the upload is large
             if attempt >= self._retries or isinstance(outcome, httpx.ReadTimeout | httpx.WriteTimeout):
                 raise self._unreachable(outcome) from outcome
+            return backoff_s
+        if outcome.status_code == BAD_GATEWAY and not _is_problem(outcome):
+            # a proxy before a service that starts again, as a connection that breaks would be without one
+            if attempt >= self._retries:
+                raise ClientError(f"no answer from {self._http.base_url}: a proxy says {outcome.status_code}")
             return backoff_s
         if outcome.status_code in BUSY and attempt < self._retries:
             asked_s = _retry_after_s(outcome.headers.get("retry-after", ""))
@@ -158,7 +168,8 @@ class Client(_Connection[httpx.Client]):
         url: of the service.
         timeout_s: for one try of one request; for its connection 15 s at most.
         retries: how often an image is sent again where the service is busy (429, 503), after as long as it says (an
-            hour at most: where it says more the refusal stands), or where the connection breaks.
+            hour at most: where it says more the refusal stands), or where the connection breaks, to it or behind a
+            proxy (502).
         key: API key, where the service asks for one.
 
     Example:
@@ -335,6 +346,16 @@ def _base(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ClientError(f"{url!r} is no URL of a service; it looks like {DEFAULT_URL}")
     return url.rstrip("/") + "/"
+
+
+def _is_this_machine(base: str) -> bool:
+    host = httpx.URL(base).host
+    return bool(host in ("localhost", "::1") or host.startswith("127."))
+
+
+def _is_problem(response: httpx.Response) -> bool:
+    """Whether the service itself says so, and no proxy before it."""
+    return str(response.headers.get("content-type", "")).startswith("application/problem+json")
 
 
 def _timeout(timeout_s: float) -> httpx.Timeout:

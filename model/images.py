@@ -43,17 +43,23 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file's headers say of what was chosen in it: height and width of a plane in pixels, and the format."""
+    """What a file's headers say of what was chosen in it: height and width of a plane in pixels, and the format.
+
+    Attributes:
+        n_planes: to be segmented.
+        n_read: planes of the file that these are made of: more where the mean of channels is asked for.
+    """
 
     height: int
     width: int
     format: str
     n_planes: int = 1
+    n_read: int = 1
 
     @property
     def pixels(self) -> int:
-        """Of all planes."""
-        return self.height * self.width * self.n_planes
+        """Of all planes that have to be decoded."""
+        return self.height * self.width * self.n_read
 
 
 def open_image(
@@ -107,7 +113,7 @@ def inspect_image(
 ) -> ImageHeader:
     """Read the size of a picture from its header, without decoding; arguments and errors as in open_image."""
     with open_image(data, selection, max_pixels=max_pixels, several=several) as source:
-        return ImageHeader(source.height, source.width, source.format, source.n_planes)
+        return ImageHeader(source.height, source.width, source.format, source.n_planes, source.n_read)
 
 
 def inspect_quickly(

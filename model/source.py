@@ -144,6 +144,7 @@ class ImageSource:
         format: as in Contents.
         height, width: of a plane, in pixels.
         n_planes: that were asked for.
+        n_read: planes of the file that these are made of: more where the mean of channels is asked for.
         n_pages: planes in the file, before any choice.
         axes, sizes: on which the planes lie, T, Z or another letter each; empty for a single plane.
         pixel_size, channel_names: as in Contents.
@@ -192,6 +193,11 @@ class ImageSource:
     def n_planes(self) -> int:
         """How many planes were asked for."""
         return len(self._planes)
+
+    @property
+    def n_read(self) -> int:
+        """How many planes of the file these are made of."""
+        return int(self._planes.size)
 
     def __len__(self) -> int:
         return len(self._planes)

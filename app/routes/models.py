@@ -1,10 +1,8 @@
 """GET /models, GET /models/{name} and POST /models/{name}/reload."""
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 
 from app.docs import LIST_ANSWERS, MODEL_ANSWERS, RELOAD_ANSWERS
 from app.doors import key_of
@@ -13,9 +11,6 @@ from app.registry import Model
 from app.schemas import ModelDetail, ModelList, ModelSummary
 from app.service import Service
 from model.quality import PROFILE_KEY
-
-# A text beside the weights that is longer is cut: it goes into an answer whole.
-MAX_ABOUT_CHARS = 100_000
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -38,7 +33,7 @@ async def get_model(request: Request, name: str) -> ModelDetail:
         **summary.model_dump(),
         config=segmenter.config,
         card=_without_lists(segmenter.card),
-        readme=await run_in_threadpool(_read_about, service.settings.weights_dir, model),
+        readme=await service.registry.read_about(model),
         int8=segmenter.twin.twin.report if segmenter.twin else None,
     )
 
@@ -68,16 +63,6 @@ def _check_admin(request: Request, service: Service) -> None:
 
 def _summarise(service: Service, model: Model) -> ModelSummary:
     return model.summarise(default=model is service.registry.default)
-
-
-def _read_about(folder: Path, model: Model) -> str | None:
-    """What NAME.md says, if it is of this version: published weights do not bring a text of their own."""
-    try:
-        with (folder / f"{model.name}.md").open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MAX_ABOUT_CHARS)
-    except OSError:
-        return None
-    return text if model.version[:12] in text else None
 
 
 def _without_lists(card: dict[str, Any]) -> dict[str, Any]:

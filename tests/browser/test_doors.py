@@ -56,6 +56,11 @@ def test_the_page_asks_for_a_key_once_and_keeps_it_for_the_tab(page: Page, serve
     expect(other.get_by_role("dialog")).to_be_visible()
     other.get_by_role("button", name="Cancel").click()
     expect(other.locator("#status")).to_contain_text("needs an API key")
+    other.locator("#try").click()
+    other.locator("#list .open").wait_for()
+    other.get_by_label("Key", exact=True).fill(KEY)
+    other.keyboard.press("Enter")
+    expect(other.locator("#model")).to_contain_text("best_model")  # asked for again, now that there is a key
 
 
 def test_the_documentation_asks_where_it_lies_under_a_path_of_a_proxy(browser: Browser, server: ServerProcess) -> None:

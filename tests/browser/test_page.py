@@ -190,6 +190,21 @@ def test_a_channel_whose_name_is_the_number_of_another_can_be_chosen(page: Page,
     assert np.array_equal(shown_mask(page), ask_for_mask(server, PNG))
 
 
+def test_axes_that_say_channels_let_one_be_chosen(page: Page, server: ServerProcess) -> None:
+    data = by_tifffile(np.stack([GREY[::-1], GREY, GREY[:, ::-1]]), photometric="minisblack", metadata=None)
+    drop(page, pages_tif=data)
+    page.fill("#axes", "CYX")
+    page.press("#axes", "Enter")
+    expect(page.locator("#question")).to_contain_text("3 channels. Which one shows the cells?")
+    page.select_option("#channel", "1")
+    page.click("#planes [type=submit]")
+    wait_for(page, "exact")
+    with page.expect_download() as download:
+        page.click("#downloads button:text-is('Mask')")
+    assert download.value.suggested_filename == "pages_mask_c1.png"
+    assert Path(download.value.path()).read_bytes() == ask(server, data, output="mask", axes="CYX", channel="1")
+
+
 def test_axes_that_are_said_show_the_first_plane_and_which_one_it_is(page: Page) -> None:
     data = by_tifffile(np.stack([GREY, GREY[::-1]]), photometric="minisblack", metadata=None)
     drop(page, pages_tif=data)
@@ -292,6 +307,37 @@ def test_a_picture_is_sent_and_segmented_once_and_its_downloads_once_more(page: 
         with page.expect_download():
             page.click(f"#downloads button:text-is('{words}')")
     assert [url.split("?")[1] for url in sent[1:]] == ["output=all"]
+
+
+def test_a_download_that_fails_says_so_and_leaves_the_picture_as_it_is(page: Page) -> None:
+    open_at_once(page, PNG)
+    before = page.locator("#list .open").inner_text()
+    page.route("**/segment?*output=all*", lambda route: route.fulfill(status=500, body="broken"))
+    page.click("#downloads button:text-is('Table')")
+    expect(page.locator("#status")).to_contain_text("table could not be downloaded. The answer was 500")
+    assert page.locator("#list .open").inner_text() == before
+    page.unroute("**/segment?*output=all*")
+    with page.expect_download():
+        page.click("#downloads button:text-is('Table')")
+
+
+def test_what_is_downloaded_is_of_the_model_that_is_on_show(page: Page) -> None:
+    open_at_once(page, PNG)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url.split("?")[1]) if request.method == "POST" else None)
+
+    def by_other_weights(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, headers={**answer.headers, "x-model-version": "0" * 64})
+
+    page.route("**/segment?*output=all*", by_other_weights)
+    page.click("#downloads button:text-is('Table')")
+    expect(page.locator("#status")).to_contain_text("The model has changed")
+    wait_for(page, "exact")
+    assert sent[:2] == ["output=all", "output=view"]
+    page.unroute("**/segment?*output=all*")
+    with page.expect_download():
+        page.click("#downloads button:text-is('Table')")
 
 
 def test_a_picture_that_the_browser_can_read_is_shown_before_its_cells(page: Page) -> None:
@@ -488,8 +534,9 @@ def test_a_service_that_is_away_is_said_and_can_be_asked_again(page: Page) -> No
     page.press("#threshold-number", "Enter")
     expect(page.locator("#kind")).to_have_text("not counted anew")
     page.click("#downloads button:text-is('Table')")
-    expect(page.locator("#problem")).to_contain_text("the service cannot be reached")
-    expect(page.locator("#status")).to_be_empty()
+    expect(page.locator("#status")).to_contain_text(
+        "table could not be downloaded. No answer: the service cannot be reached"
+    )
     page.unroute("**/segment*")
     page.click("#again")
     wait_for(page, "exact")

@@ -172,7 +172,7 @@ class Busy(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (
             ("Retry-After", "1"), ("X-Model", "m"), ("X-Model-Version", "v"), ("X-Threshold", "0.5"),
-            ("Content-Type", "image/png" if status == 200 else "application/problem+json"),
+            ("Content-Type", {200: "image/png", 502: "text/html"}.get(status, "application/problem+json")),
             ("Content-Length", str(len(body))),
         ):  # fmt: skip
             self.send_header(name, value)
@@ -265,6 +265,24 @@ def test_a_broken_connection_is_tried_again_and_what_lasts_is_an_error() -> None
         with pytest.raises(ServiceError):
             client.segment(GREY)
         assert len(seen) == 1
+    with misbehaving(502, 200) as (url, seen), Client(url) as client:  # a proxy, while the service starts again
+        client.segment(GREY, output="mask")
+        assert len(seen) == 2
+    with misbehaving(502, 502) as (url, seen), Client(url, retries=1) as client:
+        with pytest.raises(ClientError, match="a proxy says 502"):
+            client.segment(GREY)
+        assert len(seen) == 2
+
+
+def test_a_proxy_for_other_machines_is_not_asked_for_this_one(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{find_free_port()}")
+    with Client(server.url) as client:
+        assert client.segment(GREY).shape == GREY.shape
+    with Client("http://maskwell.invalid", retries=0) as client, pytest.raises(ClientError, match="refused"):
+        client.segment(GREY)  # the proxy is asked, and is not there
 
 
 def test_no_service_and_no_url_are_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,10 +409,14 @@ def test_a_pattern_keeps_the_folders_below_its_fixed_part(
     assert "matches no images" in capsys.readouterr().err
 
 
-def test_results_beside_their_images_are_no_images_of_the_next_run(server: ServerProcess, tmp_path: Path) -> None:
+def test_results_beside_their_images_are_no_images_of_the_next_run(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_images(tmp_path, 2)
-    for _ in range(2):
-        assert main(["segment", str(tmp_path), "--url", server.url, "--output", "labels"]) == 0
+    assert main(["segment", str(tmp_path), "--url", server.url, "--output", "labels"]) == 0
+    assert "left out" not in capsys.readouterr().err
+    assert main(["segment", str(tmp_path), "--url", server.url, "--output", "labels"]) == 0
+    assert "2 files are left out, for their names are those of results" in capsys.readouterr().err
     assert len(results(tmp_path)) == 4
 
 

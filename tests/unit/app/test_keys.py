@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import threading
 from datetime import UTC, date, datetime, timedelta
@@ -130,6 +131,52 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, caplog:
     assert ring.find(key) is not None
     with pytest.raises(KeysError, match="no ordinary file"):
         KeyRing(Settings(keys_file=path))
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = KeyRing(Settings(keys_file=write(tmp_path / "keys", make_key("alice", "user")[1])))
+    bob, line = make_key("bob", "user")
+    write(tmp_path / "keys", line)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object, **options: object) -> str:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(Path, "read_text", fail)
+        ring.refresh()
+        ring.refresh()
+    assert caplog.text.count("Input/output error; the keys before stay in force") == 1
+    assert ring.find(bob) is None
+    ring.refresh()
+    assert ring.find(bob) is not None
+
+
+def test_whatever_goes_wrong_at_a_look_there_is_a_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(Settings(keys_file=write(tmp_path / "keys", make_key("alice", "user")[1]), reload_poll_s=0.01))
+    bob, line = make_key("bob", "user")
+    write(tmp_path / "keys", line)
+    honest, failures = threading.Thread.start, iter([RuntimeError("can't start new thread")])
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "keys":
+            for failure in failures:
+                raise failure
+        honest(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    async def main() -> None:
+        watch = asyncio.create_task(service._watch_keys())
+        while service.keys.find(bob) is None:
+            await asyncio.sleep(0.01)
+        watch.cancel()
+
+    try:
+        asyncio.run(asyncio.wait_for(main(), 60))
+    finally:
+        service.close()
 
 
 def test_a_file_of_keys_on_a_share_that_does_not_answer_holds_up_nothing(

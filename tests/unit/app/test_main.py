@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import threading
 import tomllib
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 
 import app
 from app.main import create_app
+from app.patience import MAX_STUCK
 from app.service import Service
 from app.settings import Settings
 from model.images import open_image
@@ -69,6 +71,33 @@ def test_a_model_brings_the_text_beside_it_if_that_is_of_its_version(client: Tes
     about.write_text("Version 0123456789ab")
     assert client.get("/models/best_model").json()["readme"] is None
     about.unlink()
+    os.mkfifo(about)  # to read it would take for ever
+    assert client.get("/models/best_model").json()["readme"] is None
+    about.unlink()
+
+
+def test_a_text_on_a_share_that_does_not_answer_holds_up_nobody_for_long(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(service_of(client).registry._text_patience, "_deadline_s", 0.05)
+    monkeypatch.setattr("app.registry._read_about", lambda *_: go_on.wait())
+    try:
+        for _ in range(MAX_STUCK + 2):
+            assert client.get("/models/best_model").json()["readme"] is None
+        assert sum(thread.name == "about" for thread in threading.enumerate()) == MAX_STUCK
+    finally:
+        go_on.set()
+
+
+def test_a_mean_of_channels_counts_all_that_it_is_made_of(tiny_weights: Path) -> None:
+    stack = by_tifffile(np.zeros((30, 40, 50), np.uint8), imagej=True, metadata={"axes": "CYX"})
+    with TestClient(build(tiny_weights, max_pixels=40 * 50, max_queue_pixels=29 * 40 * 50)) as client:
+        for path in ("/segment", "/preview"):
+            answer = client.post(path, files={"file": ("x.tif", stack)}, params={"channel": "mean"})
+            assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
+            assert "30 planes of 50 x 40 px = 60,000 pixels; at most 58,000" in answer.json()["detail"]
+            assert client.post(path, files={"file": ("x.tif", stack)}, params={"channel": "29"}).status_code == 200
 
 
 def test_the_texts_beside_the_shipped_weights_are_of_their_versions() -> None:
