@@ -239,7 +239,7 @@ def _without_results(files: Sequence[Path], root: Path, out: Path | None) -> lis
 
     kept = [file for file in images if not is_result(file)]
     if len(kept) < len(images):
-        first = next(file for file in images if file not in set(kept))
+        first = next(filter(is_result, images))
         print(
             f"{len(images) - len(kept)} files are left out, for their names are those of results of earlier runs: "
             f"{first.name}; name a file itself to have it segmented all the same",
