@@ -1,6 +1,7 @@
 """What is kept is found again whole or not at all, and nothing that goes wrong with it keeps a network from running."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def test_other_weights_or_another_twin_are_other_networks(weights: Path, tmp_pat
     write_weights(weights, seed=1, tile_px=(128,))
     write_small_twin(weights)
     start(weights, folder)
-    text = twin_path(weights).read_text()
-    twin_path(weights).write_text(text.replace('"high":4.0', '"high":4.0001'))
+    twin = json.loads(twin_path(weights).read_text())
+    twin["quantisers"][0]["high"] *= 1.00001
+    twin_path(weights).write_text(json.dumps(twin))
     start(weights, folder)
     assert len(list(folder.iterdir())) == 3
 
