@@ -196,9 +196,8 @@ def write_checkpoint(
     tensors = {}
     for name, tensor in state.items():
         value = tensor.detach().cpu().contiguous()
-        tensors[name] = value.clone()
-        if half and value.is_floating_point() and value.ndim == 4 and bool(torch.isfinite(value.half()).all()):
-            tensors[name] = value.half()
+        small = value.half() if half and value.is_floating_point() and value.ndim == 4 else value.clone()
+        tensors[name] = small if bool(torch.isfinite(small).all()) else value.clone()
     buffer = io.BytesIO()
     torch.save(
         {"format": FORMAT, "config": config.model_dump(mode="json"), "card": _plain(card), "state_dict": tensors},

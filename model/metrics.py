@@ -62,7 +62,7 @@ def dice(y_true: Mask, y_pred: Mask) -> float:
 
 
 def iou(y_true: Mask, y_pred: Mask) -> float:
-    """|A and B| / |A or B| of two masks of one shape, in [0, 1]; 1.0 where both are empty."""
+    """|A and B| / |A or B| of two (H, W) masks, in [0, 1]; 1.0 where both are empty; raises as dice does."""
     _same_masks(y_true, y_pred)
     union = int((y_true | y_pred).sum())
     return int((y_true & y_pred).sum()) / union if union else 1.0

@@ -85,14 +85,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training.data import find_pairs
     from training.dataset import PairCache
     from training.evaluate import evaluate
-    from training.seen import unseen_pairs
+    from training.seen import read_seen
 
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise TrainingError(f"threshold {options.threshold}; allowed is 0 to 1")
     pairs = _choose(find_pairs(options.data), options.only)
     segmenter = load_segmenter(options.weights, device=options.device, precision=options.precision)
-    _tell_of_seen(len(unseen_pairs(pairs, segmenter.card)), len(pairs))
     cache = PairCache(pairs, quiet=options.quiet)
+    _tell_of_seen(read_seen([segmenter.card]).count(cache), len(pairs))
     scores = evaluate(segmenter, cache, threshold=options.threshold, regions=True, quiet=options.quiet)
     title = f"{options.weights} on {len(pairs)} images of {options.data}"
     if options.report is not None:
@@ -185,7 +185,7 @@ def _tune(options: argparse.Namespace) -> int:
     from training.tune import tune
 
     pairs = _choose(find_pairs(options.data), options.only)
-    _tell_of_seen(len(unseen_pairs(pairs, read_checkpoint(options.weights).card)), len(pairs))
+    _tell_of_seen(len(pairs) - len(unseen_pairs(pairs, read_checkpoint(options.weights).card)), len(pairs))
     found = tune(options.weights, pairs, to=options.to, device=options.device, quiet=options.quiet)
     config = found.config
     print(f"threshold {config.threshold:.2f}  Dice {found.dice:.4f}")
@@ -221,9 +221,9 @@ def _tell_of_stale_twin(weights: Path) -> None:
         print("its int8 twin was made for what was there before, and is not used: make it anew by quantise")
 
 
-def _tell_of_seen(unseen: int, total: int) -> None:
-    if unseen < total:
-        print(f"{total - unseen} of the {total} images were trained on: the scores flatter", file=sys.stderr)
+def _tell_of_seen(seen: int, total: int) -> None:
+    if seen:
+        print(f"{seen} of the {total} images were trained on: the scores flatter", file=sys.stderr)
 
 
 def _choose(pairs: "list[Pair]", path: Path | None) -> "list[Pair]":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from training.data import Pair
-from training.dataset import image_digest
+from training.dataset import PairCache, image_digest
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,13 @@ class Seen:
 
     digests: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+
+    def count(self, cache: PairCache) -> int:
+        """How many of a cache's images these are."""
+        return sum(
+            digest in self.digests or pair.name in self.names
+            for pair, digest in zip(cache.pairs, cache.digests, strict=True)
+        )
 
     def and_also(self, digests: Iterable[str]) -> "Seen":
         """These and more."""

@@ -231,11 +231,7 @@ class _Run:
                 raise RunError(
                     f"{pair.name} of the validation images is the same picture as {name_of[digest]} to train on"
                 )
-        known = self._seen_before
-        count = sum(
-            digest in known.digests or pair.name in known.names
-            for pair, digest in zip(validation.pairs, validation.digests, strict=True)
-        )
+        count = self._seen_before.count(validation)
         if count:
             tqdm.write(
                 f"{count} of the {len(validation)} validation images were trained on by the weights of --init or "
