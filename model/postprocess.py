@@ -1,5 +1,6 @@
 """From logits to probability, mask and labelled cells."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from scipy import special
 
 from model.parting import CORE_AREA_PX, are_crowded, flood, is_one_block, label_foreground, part
-from model.runs import Runs, find_runs
+from model.runs import Runs, find_runs, label_runs
 from model.types import Labels, Levels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
@@ -23,6 +24,8 @@ COARSE_LEVELS = 255
 BAND_PX = 1 << 22
 # A mask with more runs a pixel than this is noise, whose regions are found more quickly pixel by pixel.
 RUNS_SHARE = 1 / 16
+# Up to so many regions are flooded each in a box of its own.
+ALONE_REGIONS = 16
 
 
 @dataclass(frozen=True)
@@ -190,46 +193,32 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, cores: Cores) 
         return None
     if not len(runs):
         return mask
-    region, count = runs.label()
+    core_runs = Runs.find(_core(maps, cores, (slice(None),)) & mask if _has_cores(maps, cores) else mask[:0])
+    (region, core), count = label_runs(runs, core_runs)
     small = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
     mask.reshape(-1)[runs.pixels(small[region])] = False
-    if _has_cores(maps, cores):
-        _drop_small_parts(mask, maps, min_area_px, cores, runs, region)
-    return mask
-
-
-def _drop_small_parts(
-    mask: Mask, maps: Maps, min_area_px: int, cores: Cores, runs: Runs, region: npt.NDArray[np.int32]
-) -> None:
-    """Take what is too small, once touching cells are parted, out of a mask without small regions, in place.
-
-    Args:
-        mask: (H, W) bool in C order.
-        maps, min_area_px, cores: as mask_cells has them.
-        runs: of the mask before small regions were dropped.
-        region: (n,) of each run.
-    """
-    core_runs = Runs.find(_core(maps, cores, (slice(None),)) & mask)
-    if not len(core_runs):
-        return
-    core, n_cores = core_runs.label()
-    area = np.bincount(core, weights=core_runs.lengths, minlength=n_cores)
-    region_of = np.zeros(n_cores, dtype=np.int32)
+    area = np.bincount(core, weights=core_runs.lengths, minlength=count)
+    region_of = np.zeros(count, dtype=np.int32)
     region_of[core] = region[runs.holding(core_runs)]
-    crowded = are_crowded(region_of, area, int(region.max()) + 1, below_px=min_area_px)
-    if not crowded.any():
-        return
+    crowded = are_crowded(region_of, area, count, below_px=min_area_px) & ~small
+    regions = np.flatnonzero(crowded)
+    # A flood's time follows its box, and a few regions far apart have a large one in common.
+    floods = [crowded] if len(regions) > ALONE_REGIONS else [np.arange(count) == number for number in regions]
     flooded = np.zeros_like(mask)
-    flooded.reshape(-1)[runs.pixels(crowded[region])] = True
-    x, y, across, down = cv2.boundingRect(flooded.view(np.uint8))
-    box = slice(y, y + down), slice(x, x + across)
     seeds = np.zeros(mask.shape, dtype=np.int32)
-    is_seed = ((area >= CORE_AREA_PX) & crowded[region_of])[core]
-    seeds.reshape(-1)[core_runs.pixels(is_seed)] = np.repeat(core[is_seed] + 1, core_runs.lengths[is_seed])
-    parted = flood(_late(maps, box), seeds[box], flooded[box])
-    small = np.bincount(parted.reshape(-1), minlength=n_cores + 1) < min_area_px
-    small[0] = False
-    mask[box] &= ~np.take(small, parted)
+    for chosen in floods:
+        flooded.reshape(-1)[runs.pixels(chosen[region])] = True
+        x, y, across, down = cv2.boundingRect(flooded.view(np.uint8))
+        box = slice(y, y + down), slice(x, x + across)
+        is_seed = ((area >= CORE_AREA_PX) & chosen[region_of])[core]
+        seeds.reshape(-1)[core_runs.pixels(is_seed)] = np.repeat(core[is_seed] + 1, core_runs.lengths[is_seed])
+        parted = flood(_late(maps, box), seeds[box], flooded[box])
+        too_small = np.bincount(parted.reshape(-1), minlength=count + 1) < min_area_px
+        too_small[0] = False
+        mask[box] &= ~np.take(too_small, parted)
+        flooded[box] = False
+        seeds[box] = 0
+    return mask
 
 
 def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask:
@@ -278,11 +267,11 @@ def _core(maps: Maps, rule: Cores, at: tuple[slice, ...]) -> Mask:
     core = np.ones(maps.cell[at].shape, dtype=np.bool_)
     if maps.border is not None:
         threshold = CORE_THRESHOLD if rule.threshold is None else rule.threshold
-        core &= -_late_by_cell(maps, at) > threshold * PROBABILITY_LEVELS
+        core &= -_late_by_cell(maps, at) > math.floor(threshold * PROBABILITY_LEVELS)
     elif rule.threshold is not None:
         core &= threshold_mask(maps.cell[at], rule.threshold)
     if maps.distance is not None:
-        core &= maps.distance[at] > np.float32(rule.distance * COARSE_LEVELS)
+        core &= maps.distance[at] > math.floor(np.float32(rule.distance * COARSE_LEVELS))
     return core
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from model.runs import Runs
+from model.runs import Runs, label_runs
 from model.types import Mask
 
 
@@ -25,7 +25,7 @@ def test_regions_are_those_of_scipy(seed: int, shape: tuple[int, int], sigma: fl
     mask = random_mask(seed, shape, sigma)
     runs = Runs.find(mask)
     assert runs.lengths.sum() == mask.sum()
-    region, count = runs.label()
+    [region], count = label_runs(runs)
     labels = np.zeros(shape, dtype=np.int32)
     labels.reshape(-1)[runs.pixels(np.ones(len(runs), dtype=np.bool_))] = np.repeat(region + 1, runs.lengths)
     expected, expected_count = ndimage.label(mask)
@@ -40,13 +40,13 @@ def test_regions_are_those_of_scipy(seed: int, shape: tuple[int, int], sigma: fl
 def test_a_mask_that_is_empty_or_full(shape: tuple[int, int], value: bool) -> None:
     runs = Runs.find(np.full(shape, value))
     assert len(runs) == (shape[0] if value else 0)
-    assert runs.label()[1] == int(value)
+    assert label_runs(runs)[1] == int(value)
     assert runs.pixels(np.ones(len(runs), dtype=np.bool_)).tolist() == list(range(shape[0] * shape[1] * value))
 
 
 def test_corners_and_the_ends_of_rows_join_nothing() -> None:
     mask = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 1]], dtype=bool)
-    assert Runs.find(mask).label()[1] == 3
+    assert label_runs(Runs.find(mask))[1] == 3
 
 
 @settings(max_examples=30, deadline=None)
