@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("--recolour-prob", "0", "--stain-prob", "0", "--invert-prob", "0", "--alone-prob", "0"),
     ),
     "no stains": ("--stain-prob", "0"),
+    "no pasted cells": ("--paste-prob", "0"),
     "each image as often as any other": ("--no-balance",),
     "no distance output": ("--distance", "no"),
     "neither border nor distance output": ("--distance", "no", "--border", "no"),

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from model.preprocess import preprocess
 from model.types import Labels, Planes
 from training.config import Recipe
+from training.paste import paste_cells
 
 # Spacing of the control points of the elastic deformation: about the size of a cell.
 ELASTIC_SPACING_PX = 32
@@ -40,7 +41,7 @@ class Augmenter:
     recipe: Recipe
 
     def __call__(self, planes: Planes, labels: Labels, *, seed: int, plain: bool = False) -> tuple[Planes, Labels]:
-        """Crop, warp, flip, change colour and intensity; the same seed gives the same result.
+        """Paste cells, crop, warp, flip, change colour and intensity; the same seed gives the same result.
 
         Args:
             planes: (C, H, W) float32, normalised.
@@ -54,6 +55,9 @@ class Augmenter:
         """
         recipe, channels = self.recipe, len(planes)
         generator = np.random.default_rng(seed)
+        pastes = recipe.paste_prob and generator.random() < recipe.paste_prob
+        if pastes and not _has_colour(planes) and not _has_bright_ground(planes):
+            planes, labels = paste_cells(planes, labels, generator)
         unchanged = planes
         if channels > 1 and generator.random() < recipe.recolour_prob:
             planes = _recolour(planes, recipe, generator)

@@ -37,6 +37,7 @@ _ALLOWED: dict[str, tuple[float, float]] = {
     "recolour_prob": (0, 1),
     "stain_prob": (0, 1),
     "invert_prob": (0, 1),
+    "paste_prob": (0, 1),
     "gamma": (1, 10),
     "brightness": (0, 1),
     "noise_std": (0, 1),
@@ -90,6 +91,7 @@ class Recipe:
         stain_prob: of showing a grey picture of dark ground as stained tissue, what shines as nuclei; nothing to a
             network of one channel.
         invert_prob: of showing a picture with dark and bright exchanged, as an inverted colour table does.
+        paste_prob: of laying copies of cells against others, in a grey picture of dark ground (training.paste).
         gamma: largest exponent of contrast, and its inverse the smallest.
         brightness: largest relative change and shift of intensity.
         noise_std: largest standard deviation of Gaussian noise, as a fraction of the 1..99.8 percentile range.
@@ -137,6 +139,7 @@ class Recipe:
     recolour_prob: float = 0.15
     stain_prob: float = 0.1
     invert_prob: float = 0.08
+    paste_prob: float = 0.5
     gamma: float = 1.5
     brightness: float = 0.2
     noise_std: float = 0.08
@@ -153,11 +156,18 @@ class Recipe:
             raise TrainingError(f"lr {self.lr}; allowed is more than 0")
         if self.n_channels not in (1, 3):
             raise TrainingError(f"n_channels {self.n_channels}; allowed are 1 and 3")
-        changes = self.alone_prob, self.intensity_prob, self.recolour_prob, self.stain_prob, self.invert_prob
+        changes = (
+            self.alone_prob,
+            self.intensity_prob,
+            self.recolour_prob,
+            self.stain_prob,
+            self.invert_prob,
+            self.paste_prob,
+        )
         if self.normalisation == "raw" and any(changes):
             raise TrainingError(
-                "normalisation raw needs alone_prob, intensity_prob, recolour_prob, stain_prob and invert_prob 0, "
-                "whose numbers are shares of a range of 0 to 1"
+                "normalisation raw needs alone_prob, intensity_prob, recolour_prob, stain_prob, invert_prob and "
+                "paste_prob 0, whose numbers are shares of a range of 0 to 1"
             )
         if self.crop_px % 64 or self.crop_px == 64:
             raise TrainingError(f"crop_px {self.crop_px}; allowed are 0 (whole images) and multiples of 64 from 128 on")
@@ -199,6 +209,7 @@ CLASSIC = Recipe(
     recolour_prob=0.0,
     stain_prob=0.0,
     invert_prob=0.0,
+    paste_prob=0.0,
 )
 
 # Tissue in electron microscopy, parted by membranes: one output, the cells' insides; strong elastic deformation, and
@@ -212,6 +223,7 @@ MEMBRANES = Recipe(
     balance=False,
     alone_prob=0.0,
     invert_prob=0.0,
+    paste_prob=0.0,
     warp_prob=0.9,
     zoom=1.2,
     stretch=1.2,

@@ -73,7 +73,7 @@ def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
 
 
 def test_changes_that_are_shares_of_a_range_are_refused_where_there_is_none() -> None:
-    names = ("alone_prob", "intensity_prob", "recolour_prob", "stain_prob", "invert_prob")
+    names = ("alone_prob", "intensity_prob", "recolour_prob", "stain_prob", "invert_prob", "paste_prob")
     for name in names:
         none = dict.fromkeys(names, 0.0)
         make_recipe("default", none | {"normalisation": "raw"})
