@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import special
@@ -24,7 +23,7 @@ COARSE_LEVELS = 255
 BAND_PX = 1 << 22
 # A mask with more runs a pixel than this is noise, whose regions are found more quickly pixel by pixel.
 RUNS_SHARE = 1 / 16
-# Up to so many regions are flooded each in a box of its own.
+# No more regions than these are flooded each in a box of its own.
 ALONE_REGIONS = 16
 
 
@@ -183,9 +182,9 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
 
 
 def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask | None:
-    """The mask of an image that is parted in one block; None where it has too many runs. By labels it takes longer.
+    """The mask of an image that is parted in one block; None where it has too many runs.
 
-    For no number is written for any pixel but those of regions to flood.
+    It takes less time than by labels, for no number is written for any pixel but those of regions to flood.
     """
     mask = np.ascontiguousarray(threshold_mask(maps.cell, threshold))
     runs = Runs.find(mask)
@@ -201,24 +200,41 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, cores: Cores) 
     region_of = np.zeros(count, dtype=np.int32)
     region_of[core] = region[runs.holding(core_runs)]
     crowded = are_crowded(region_of, area, count, below_px=min_area_px) & ~small
-    regions = np.flatnonzero(crowded)
-    # A flood's time follows its box, and a few regions far apart have a large one in common.
-    floods = [crowded] if len(regions) > ALONE_REGIONS else [np.arange(count) == number for number in regions]
-    flooded = np.zeros_like(mask)
-    seeds = np.zeros(mask.shape, dtype=np.int32)
-    for chosen in floods:
+    flooded, seeds = np.zeros_like(mask), np.zeros(mask.shape, dtype=np.int32)
+    is_seed, in_region = (area >= CORE_AREA_PX)[core], region_of[core]
+    for chosen in _choose_floods(runs, region, crowded):
+        box = runs.box(chosen[region])
         flooded.reshape(-1)[runs.pixels(chosen[region])] = True
-        x, y, across, down = cv2.boundingRect(flooded.view(np.uint8))
-        box = slice(y, y + down), slice(x, x + across)
-        is_seed = ((area >= CORE_AREA_PX) & chosen[region_of])[core]
-        seeds.reshape(-1)[core_runs.pixels(is_seed)] = np.repeat(core[is_seed] + 1, core_runs.lengths[is_seed])
+        seeding = is_seed & chosen[in_region]
+        seeds.reshape(-1)[core_runs.pixels(seeding)] = np.repeat(core[seeding] + 1, core_runs.lengths[seeding])
         parted = flood(_late(maps, box), seeds[box], flooded[box])
         too_small = np.bincount(parted.reshape(-1), minlength=count + 1) < min_area_px
         too_small[0] = False
         mask[box] &= ~np.take(too_small, parted)
-        flooded[box] = False
-        seeds[box] = 0
+        flooded[box], seeds[box] = False, 0
     return mask
+
+
+def _choose_floods(runs: Runs, region: npt.NDArray[np.int32], crowded: Mask) -> list[Mask]:
+    """Which regions are flooded in one go: a flood's time follows its box, and few regions far apart have a large one.
+
+    Args:
+        runs: of the mask.
+        region: (n,) of each run.
+        crowded: (k,) which regions are to be flooded.
+
+    Returns:
+        For each flood (k,) which regions; all of them at once, or each alone.
+    """
+    numbers = np.flatnonzero(crowded)
+    if not len(numbers):
+        return []
+    if len(numbers) > ALONE_REGIONS:
+        return [crowded]
+    alone = [np.arange(len(crowded)) == number for number in numbers]
+    boxes = [runs.box(chosen[region]) for chosen in (crowded, *alone)]
+    whole, *single = ((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in boxes)
+    return alone if sum(single) < whole else [crowded]
 
 
 def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask:

@@ -57,7 +57,11 @@ class Runs:
         return self.stops - self.starts
 
     def touching(self) -> tuple[Places, Places]:
-        """(n,) how many runs of the row below each one touches, over edges and not over corners; and which, in turn."""
+        """Which runs touch which of the row below, over edges and not over corners.
+
+        Returns:
+            (n,) int64, how many each one touches; and, one after the other, the (m,) int64 numbers of these.
+        """
         below = self.width + 1
         first = np.searchsorted(self.stops, self.starts + below, side="right")
         after = np.searchsorted(self.starts, self.stops + below, side="left")
@@ -69,6 +73,17 @@ class Runs:
         """(m,) int64: for each run of another mask, of the same shape and within this one, the run that it lies in."""
         places: Places = np.searchsorted(self.starts, others.starts, side="right") - 1
         return places
+
+    def box(self, chosen: Mask) -> tuple[slice, slice]:
+        """The rows and columns around some runs, of which there is at least one.
+
+        Args:
+            chosen: (n,) which runs.
+        """
+        rows = self.starts[chosen] // (self.width + 1)
+        before = rows * (self.width + 1)
+        left, right = (self.starts[chosen] - before).min(), (self.stops[chosen] - before).max()
+        return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(left), int(right))
 
     def pixels(self, chosen: Mask) -> Places:
         """(k,) int64: row * width + column of each pixel of some runs, run by run.
@@ -83,8 +98,8 @@ class Runs:
         return pixels
 
 
-def label_runs(*masks: Runs) -> tuple[list[npt.NDArray[np.int32]], int]:
-    """The connected regions of several masks, in one go, for most of the time a call takes is not for the runs.
+def label_runs(first: Runs, *others: Runs) -> tuple[list[npt.NDArray[np.int32]], int]:
+    """The connected regions of one or several masks, in one go: what a call costs by itself is more than its runs do.
 
     Returns:
         For each mask (n,) the region of each run, over edges and not over corners, of 0..k-1 in any order, each of one
@@ -92,6 +107,7 @@ def label_runs(*masks: Runs) -> tuple[list[npt.NDArray[np.int32]], int]:
 
     Source: scipy.sparse.csgraph.connected_components, of the runs as nodes, joined where they touch those below.
     """
+    masks = (first, *others)
     ends = np.cumsum([len(runs) for runs in masks])
     counts, touched = zip(*(runs.touching() for runs in masks), strict=True)
     nodes = np.concatenate([of_one + end - len(runs) for of_one, end, runs in zip(touched, ends, masks, strict=True)])

@@ -47,7 +47,7 @@ class Augmenter:
             planes: (C, H, W) float32, normalised.
             labels: (H, W) int32.
             seed: of this one draw.
-            plain: add the very same crop as it was, in the picture's own colours, intensities and scale.
+            plain: add the very same crop, pasted cells and all, in the picture's own colours, intensities and scale.
 
         Returns:
             (C, S, S), or (2 C, S, S) with the plain crop behind the other, and (S, S), with S = crop_px, or of the size

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from model.preprocess import CLIP_HIGH
 from model.types import Labels, Mask, Planes
 
 # How far the light of a cell reaches beyond its edge; no other cell may be as near to one that is copied.
 HALO_PX = 4
-# Cells that are pasted, as a share of those in the image, drawn evenly; and at most.
+# Cells that are pasted, as a share of those in the image, drawn evenly; and no more than so many.
 SHARES = (0.1, 0.6)
 MOST_PASTED = 40
 # Pairs of a cell to copy and one to lay it against that are tried for each that is wanted.
@@ -27,8 +28,10 @@ LEAST_LIGHT = 0.03
 GAINS = (0.75, 1.25)
 # Largest share of a copy that may lie on other cells, which keep these pixels; each draws its own.
 MOST_OVERLAP = 0.06
-# How far a copy is moved away from the middle of the other cell before it is given up.
+# How far a copy is moved at least before it is given up, for others may be in its way.
 REACH_PX = 120
+# Places that are tried for each side of a copy; cells that are larger than so many pixels are moved by more than one.
+PLACES = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def paste_cells(planes: Planes, labels: Labels, generator: np.random.Generator) 
 
     Returns:
         Arrays of the same shapes: new ones, or the very same where the image has fewer than two cells. Cells that were
-        there keep all their pixels; new ones have the numbers behind the highest.
+        there keep all their pixels; new ones have the numbers behind the highest, and lack what lies on others.
     """
     boxes = ndimage.find_objects(labels)
     # scipy's types know nothing of the None of a number that is not there
@@ -70,7 +73,8 @@ def paste_cells(planes: Planes, labels: Labels, generator: np.random.Generator) 
         cutout = _cut_out(planes, labels, donor, boxes[donor - 1], generator)
         if cutout is not None and _lay(cutout, boxes[host - 1], highest + pasted + 1, planes, labels, generator):
             pasted += 1
-    return planes, labels
+    # As preprocessing does. The scale stays that of the picture without them.
+    return np.minimum(planes, CLIP_HIGH, out=planes), labels
 
 
 def _cut_out(
@@ -113,22 +117,34 @@ def _lay(
         Whether there was such a place within the image.
     """
     angle = generator.uniform(0, 2 * np.pi)
-    down, right = np.sin(angle), np.cos(angle)
-    height, width = cutout.cell.shape
-    top, left = ((side.start + side.stop - length) / 2 for side, length in zip(host, (height, width), strict=True))
+    direction = np.array([np.sin(angle), np.cos(angle)])
+    size = np.array(cutout.cell.shape)
+    lengths = np.array([side.stop - side.start for side in host])
+    start = np.array([side.start for side in host]) + (lengths - size) / 2
     most = np.count_nonzero(cutout.cell) * generator.uniform(0, MOST_OVERLAP)
-    for step in range(REACH_PX):
-        rows, columns = (
-            slice(first, first + length)
-            for first, length in ((round(top + down * step), height), (round(left + right * step), width))
-        )
+
+    def place(step: int) -> tuple[slice, slice]:
+        top, left = (round(value) for value in start + direction * step)
+        return slice(top, top + int(size[0])), slice(left, left + int(size[1]))
+
+    def is_free(step: int) -> bool:
+        return bool(np.count_nonzero(labels[place(step)][cutout.cell]) <= most)
+
+    stride = max(1, int(size.max()) // PLACES)
+    beyond = int(np.hypot(*(lengths + size)) / 2) + 1  # where no part of it can lie on the other cell
+    for step in range(0, max(beyond + stride, REACH_PX), stride):
+        rows, columns = place(step)
         if min(rows.start, columns.start) < 0 or rows.stop > labels.shape[0] or columns.stop > labels.shape[1]:
             return False
-        under = labels[rows, columns]
-        if np.count_nonzero(under[cutout.cell]) <= most:
-            under[cutout.cell & (under == 0)] = number
-            planes[:, rows, columns] += cutout.light
-            return True
+        if not is_free(step):
+            continue
+        if step == 0:  # in the hollow of a cell, or between its pieces
+            return False
+        nearest = next(near for near in range(step - stride + 1, step + 1) if is_free(near))
+        at = place(nearest)
+        labels[at][cutout.cell & (labels[at] == 0)] = number
+        planes[:, *at] += cutout.light
+        return True
     return False
 
 

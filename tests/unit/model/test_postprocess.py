@@ -15,6 +15,7 @@ from scipy import ndimage
 from model import parting, postprocess
 from model.images import encode_probability
 from model.postprocess import PROBABILITY_LEVELS, Cores, Maps, label_cells, mask_cells, threshold_mask, to_maps
+from model.runs import Runs, label_runs
 from model.types import Labels, Logits, Probability
 
 
@@ -144,10 +145,21 @@ def test_the_mask_is_where_the_labels_are_whatever_is_parted_and_dropped(
     np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=min_area_px), labels > 0)
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), sigma=st.sampled_from([0.0, 0.6, 3.0]), min_area_px=st.integers(1, 400))
-def test_a_mask_by_runs_is_the_mask_by_labels(seed: int, sigma: float, min_area_px: int) -> None:
-    """Also of what looks like no cell, and where many runs make the runs give up."""
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sigma=st.sampled_from([0.0, 0.6, 3.0]),
+    min_area_px=st.integers(1, 400),
+    alone=st.sampled_from([0, 1, 1000]),
+)
+def test_a_mask_by_runs_is_the_mask_by_labels(seed: int, sigma: float, min_area_px: int, alone: int) -> None:
+    """Also of what looks like no cell, where many runs make the runs give up, and flooded alone or together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postprocess, "ALONE_REGIONS", alone)
+        check_mask_by_runs(seed, sigma, min_area_px)
+
+
+def check_mask_by_runs(seed: int, sigma: float, min_area_px: int) -> None:
     generator = np.random.default_rng(seed)
     cell, border, distance = (
         np.clip(0.5 + 3 * ndimage.gaussian_filter(generator.random((70, 80)) - 0.5, sigma), 0, 1).astype(np.float32)
@@ -158,6 +170,23 @@ def test_a_mask_by_runs_is_the_mask_by_labels(seed: int, sigma: float, min_area_
             labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px, cores=cores)
             mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, cores=cores)
             np.testing.assert_array_equal(mask, labels > 0)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_regions_are_flooded_alone_where_their_boxes_are_the_smaller(far: bool) -> None:
+    mask = np.zeros((60, 60), np.bool_)
+    mask[2:8, 2:8] = True
+    if far:
+        mask[50:58, 50:58] = True
+    else:
+        mask[2:50, 10:12] = mask[48:50, 2:12] = True  # around the first
+        mask[2:4, 10:40] = True
+    runs = Runs.find(mask)
+    [region], count = label_runs(runs)
+    assert count == 2
+    floods = postprocess._choose_floods(runs, region, np.ones(count, np.bool_))
+    assert [int(chosen.sum()) for chosen in floods] == ([1, 1] if far else [2])
+    assert postprocess._choose_floods(runs, region, np.zeros(count, np.bool_)) == []
 
 
 def test_what_a_flood_leaves_out_is_no_small_cell() -> None:

@@ -51,6 +51,36 @@ def test_corners_and_the_ends_of_rows_join_nothing() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
+def test_masks_labelled_together_have_the_regions_of_each_and_no_number_twice(seed: int) -> None:
+    masks = [random_mask(seed + place, (20 + place, 30), 1.0) for place in range(3)]
+    masks[1][:] = False
+    runs = [Runs.find(mask) for mask in masks]
+    together, count = label_runs(*runs)
+    numbers = [set(region.tolist()) for region in together]
+    assert set.union(*numbers) == set(range(count))
+    assert sum(map(len, numbers)) == count
+    for one, region in zip(runs, together, strict=True):
+        if len(one):
+            [alone], _ = label_runs(one)
+            assert len(set(zip(alone.tolist(), region.tolist(), strict=True))) == len(set(alone.tolist()))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_box_of_runs_is_that_of_their_pixels(seed: int) -> None:
+    mask = random_mask(seed, (30, 40), 1.0)
+    runs = Runs.find(mask)
+    chosen = np.random.default_rng(seed).random(len(runs)) < 0.2
+    chosen[0] = True
+    rows, columns = np.divmod(runs.pixels(chosen), 40)
+    assert runs.box(chosen) == (
+        slice(rows.min(), rows.max() + 1),
+        slice(columns.min(), columns.max() + 1),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
 def test_each_run_of_a_smaller_mask_lies_in_a_run_of_the_larger(seed: int) -> None:
     mask = random_mask(seed, (30, 40), 1.0)
     inner = mask & random_mask(seed + 1, (30, 40), 0.5)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from model.preprocess import CLIP_HIGH
 from training.augment import Augmenter
 from training.config import Recipe
 from training.paste import HALO_PX, MOST_OVERLAP, paste_cells
@@ -105,7 +106,62 @@ def test_a_recipe_pastes_into_grey_pictures_of_dark_ground_alone(tiny_recipe: Re
     assert np.array_equal(again, both[:3])
     assert np.array_equal(same, truth)
     stained = planes * np.array([1.0, 0.2, 0.5], np.float32)[:, None, None]
-    for other in (1 - planes, stained + 0.2):
+    for other in (1 - planes, 0.6 + 0.4 * planes, stained + 0.2):
+        other = other.astype(np.float32)
         seen, numbers = Augmenter(recipe)(other, labels, seed=3)
         assert np.array_equal(seen, other)
         assert np.array_equal(numbers, labels)
+
+
+def test_a_copy_is_turned_with_its_light_and_brighter_or_darker_than_the_cell() -> None:
+    labels = np.zeros((200, 200), np.int32)
+    labels[60:80, 60:66], labels[74:80, 60:76] = 1, 1  # an L, which looks another way each time
+    labels[140:150, 140:150] = 2
+    planes = np.zeros((2, 200, 200), np.float32)
+    planes[0][labels == 1], planes[1][labels == 1] = 0.5, 0.25
+    shapes, gains = set(), set()
+    for seed in range(60):
+        pasted, numbers = paste_cells(planes, labels, np.random.default_rng(seed))
+        new = (numbers > 2) & (labels == 0)
+        if numbers.max() != 3 or np.count_nonzero(new) != np.count_nonzero(labels == 1):
+            continue
+        light = pasted[0][new]
+        assert np.ptp(light) < 1e-6  # all of the L's light is where the L is
+        np.testing.assert_allclose(pasted[1][new], light / 2, rtol=1e-5)
+        ys, xs = np.nonzero(new)
+        shapes.add(new[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1].tobytes())
+        gains.add(round(float(light[0]), 3))
+    assert len(shapes) == 8
+    assert len(gains) > 8
+    assert min(gains) < 0.45
+    assert max(gains) > 0.55
+
+
+def test_no_copy_lies_in_the_hollow_of_a_cell_and_large_ones_are_pasted_as_well() -> None:
+    ring, labels = np.zeros((300, 300), np.uint8), np.zeros((300, 300), np.int32)
+    cv2.circle(ring, (90, 90), 60, 1, 6)
+    labels[ring > 0], labels[240:250, 240:250] = 1, 2
+    planes = 0.6 * (labels > 0)[None].astype(np.float32)
+    hollow = cv2.floodFill(ring.copy(), None, (90, 90), 2)[1] == 2
+    found = 0
+    for seed in range(40):
+        pasted, numbers = paste_cells(planes, labels, np.random.default_rng(seed))
+        new = numbers > 2
+        found += bool(new.any())
+        small = np.bincount(numbers.ravel(), minlength=4)[3:] == 100
+        assert not any((hollow & (numbers == 3 + place)).any() for place in np.flatnonzero(small))
+    assert found > 5
+
+    large = np.zeros((900, 900), np.int32)
+    for number, centre in enumerate(((220, 220), (660, 660)), start=1):
+        large[cv2.circle(np.zeros((900, 900), np.uint8), centre, 100, 1, -1) > 0] = number
+    bright = np.where(large > 0, np.float32(2.9), np.float32(0))[None]
+    most = 0
+    for seed in range(10):
+        pasted, numbers = paste_cells(bright, large, np.random.default_rng(seed))
+        most = max(most, int(numbers.max()))
+        assert pasted.max() <= CLIP_HIGH  # as an image that came so
+        for number in range(3, int(numbers.max()) + 1):
+            around = cv2.dilate((numbers == number).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+            assert len(set(np.unique(numbers[around])) - {0, number}) >= 1  # it touches
+    assert most > 2
