@@ -66,8 +66,7 @@ class Runs:
         first = np.searchsorted(self.stops, self.starts + below, side="right")
         after = np.searchsorted(self.starts, self.stops + below, side="left")
         counts = np.maximum(after - first, 0)
-        before = np.cumsum(counts) - counts
-        return counts, np.arange(counts.sum()) + np.repeat(first - before, counts)
+        return counts, _count_on(first, counts)
 
     def holding(self, others: "Runs") -> Places:
         """(m,) int64: for each run of another mask, of the same shape and within this one, the run that it lies in."""
@@ -91,11 +90,15 @@ class Runs:
         Args:
             chosen: (n,) which runs.
         """
-        lengths = self.lengths[chosen]
-        first = self.starts[chosen] - self.starts[chosen] // (self.width + 1)
-        before = np.cumsum(lengths) - lengths
-        pixels: Places = np.arange(lengths.sum()) + np.repeat(first - before, lengths)
-        return pixels
+        starts = self.starts[chosen]
+        return _count_on(starts - starts // (self.width + 1), self.lengths[chosen])
+
+
+def _count_on(first: Places, lengths: Places) -> Places:
+    """(lengths.sum(),) int64: from each first number on so many, one range after the other."""
+    before = np.cumsum(lengths) - lengths
+    numbers: Places = np.arange(lengths.sum()) + np.repeat(first - before, lengths)
+    return numbers
 
 
 def label_runs(first: Runs, *others: Runs) -> tuple[list[npt.NDArray[np.int32]], int]:

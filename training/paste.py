@@ -82,7 +82,7 @@ def _cut_out(
 ) -> _Cutout | None:
     """A copy of a cell, with a gain, turned and mirrored; None if it is not alone, too small, faint or at the edge."""
     rows, columns = (slice(side.start - HALO_PX, side.stop + HALO_PX) for side in box)
-    if min(rows.start, columns.start) < 0 or rows.stop > labels.shape[0] or columns.stop > labels.shape[1]:
+    if not _is_within((rows, columns), labels):
         return None
     numbers = labels[rows, columns]
     cell = numbers == number
@@ -133,8 +133,7 @@ def _lay(
     stride = max(1, int(size.max()) // PLACES)
     beyond = int(np.hypot(*(lengths + size)) / 2) + 1  # where no part of it can lie on the other cell
     for step in range(0, max(beyond + stride, REACH_PX), stride):
-        rows, columns = place(step)
-        if min(rows.start, columns.start) < 0 or rows.stop > labels.shape[0] or columns.stop > labels.shape[1]:
+        if not _is_within(place(step), labels):
             return False
         if not is_free(step):
             continue
@@ -146,6 +145,10 @@ def _lay(
         planes[:, *at] += cutout.light
         return True
     return False
+
+
+def _is_within(box: tuple[slice, slice], labels: Labels) -> bool:
+    return all(side.start >= 0 and side.stop <= length for side, length in zip(box, labels.shape, strict=True))
 
 
 def _grow(mask: Mask, px: int) -> npt.NDArray[np.bool_]:
