@@ -33,6 +33,8 @@ CORE_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CORE_DISTANCES = (0.0, 0.15, 0.25, 0.35, 0.45)
 # A gain smaller than this is chance, and the rule stays what it is.
 LEAST_GAIN = 0.002
+# Rules whose scores differ by no more are equally good; the one in their middle is the least likely to be so by chance.
+EQUALLY_GOOD = 0.001
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,12 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     score = _score_cells if any(pair.kind != "mask" for pair in pairs) else _score_regions
     old = Cores(config.core_threshold, config.core_distance)
     before = score(answers, config, old)
-    best, after = max(
-        ((cores, score(answers, config, cores)) for cores in _candidates(config)), key=lambda pair: pair[1]
-    )
-    if after < before + LEAST_GAIN:
-        best, after = old, before
-    config = config.model_copy(update={"core_threshold": best.threshold, "core_distance": best.distance})
+    scored = {rule: score(answers, config, Cores(*rule)) for rule in _candidates(config)}
+    after = before
+    if max(scored.values()) >= before + LEAST_GAIN:
+        rule = middle_of_best(scored)
+        after = scored[rule]
+        config = config.model_copy(update={"core_threshold": rule[0], "core_distance": rule[1]})
     tuned = {
         "images": [pair.name for pair in pairs],
         "dice": round(curve[threshold], 5),
@@ -102,9 +104,26 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     return Tuning(version, config, before, after, curve[threshold])
 
 
-def _candidates(config: ModelConfig) -> list[Cores]:
+def middle_of_best(scored: Mapping[tuple[float, float], float]) -> tuple[float, float]:
+    """The rule that is nearest to all those that score within EQUALLY_GOOD of the best; of several, the best of them.
+
+    Args:
+        scored: by what a core needs, see Cores: (threshold, distance).
+    """
+    best = max(scored.values())
+    good = [rule for rule, score in scored.items() if score >= best - EQUALLY_GOOD]
+
+    def order(rule: tuple[float, float]) -> tuple[float, float]:
+        # rounded, for sums of tenths differ in their last digit only
+        apart = round(sum(abs(rule[0] - other[0]) + abs(rule[1] - other[1]) for other in good), 6)
+        return apart, -scored[rule]
+
+    return min(good, key=order)
+
+
+def _candidates(config: ModelConfig) -> list[tuple[float, float]]:
     distances = CORE_DISTANCES if "distance" in config.outputs else (config.core_distance,)
-    return [Cores(threshold, distance) for threshold in CORE_THRESHOLDS for distance in distances]
+    return [(threshold, distance) for threshold in CORE_THRESHOLDS for distance in distances]
 
 
 def _score_cells(answers: Sequence[Answer], config: ModelConfig, cores: Cores) -> float:

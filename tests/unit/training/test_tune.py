@@ -11,6 +11,7 @@ from model.images import encode_png
 from model.twin import twin_path
 from training.__main__ import main
 from training.lock import publishing
+from training.tune import EQUALLY_GOOD, middle_of_best
 
 
 @pytest.fixture
@@ -36,8 +37,7 @@ def test_threshold_and_cores_are_chosen_and_the_network_stays(
 
     # the ground's probability is 0.31, that between the cells 0.61, that of the cells 0.98
     assert 0.31 < after.config.threshold < 0.61
-    assert after.config.core_threshold is not None
-    assert after.config.core_threshold > 0.61
+    assert after.config.core_threshold == 0.8  # 0.7, 0.8 and 0.9 part them alike, and this is the middle
     assert "-> 1.0000" in capsys.readouterr().out  # all four cells apart
     assert after.card["data"] == "by hand"
     assert after.card["tuned"]["images"] == ["a"]
@@ -45,6 +45,16 @@ def test_threshold_and_cores_are_chosen_and_the_network_stays(
     assert after.card["scores"]["validation"]["n_images"] == 1
     for name, value in before.state.items():
         assert torch.equal(value, after.state[name])
+
+
+def test_of_rules_as_good_as_each_other_the_middle_is_taken() -> None:
+    little = EQUALLY_GOOD / 2
+    flat = {(0.3, 0.0): 0.5 + little, (0.3, 0.15): 0.5, (0.3, 0.25): 0.5, (0.4, 0.15): 0.5}
+    assert middle_of_best(flat | {(0.9, 0.0): 0.49}) == (0.3, 0.15)
+    # with none of them in the middle the best of them
+    assert middle_of_best({(0.3, 0.0): 0.5, (0.4, 0.0): 0.5 + little, (0.9, 0.0): 0.4}) == (0.4, 0.0)
+    # and a summit stays one
+    assert middle_of_best({(0.3, 0.0): 0.5, (0.4, 0.0): 0.5 + 2 * EQUALLY_GOOD, (0.5, 0.0): 0.5}) == (0.4, 0.0)
 
 
 def test_a_rule_that_gains_nothing_is_not_taken(level_weights: Path, folder: Path) -> None:
