@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from model.errors import WeightsError
-from model.postprocess import CORE_DISTANCE
+from model.postprocess import CORE_DISTANCE, Parting
 from model.unet import Layout, UNet
 
 FORMAT = "maskwell/1"
@@ -67,7 +67,7 @@ class ModelConfig(BaseModel):
         activation: from logits to probabilities: `sigmoid` for each map, or `softmax` over them.
         threshold: pixels whose cell probability is at or above it are foreground.
         min_area_px: cells smaller than this, in pixels, are dropped.
-        core_threshold, core_distance: how touching cells are parted, see model.postprocess.Cores.
+        core_threshold, core_distance, join_probability: how touching cells are parted, see model.postprocess.Parting.
         tile_px: sides of the square tiles that the network may be given, in pixels.
         pixel_size_um: of the training images, in micrometres; None if unknown or mixed.
     """
@@ -82,6 +82,7 @@ class ModelConfig(BaseModel):
     min_area_px: int = Field(0, ge=0)
     core_threshold: float | None = Field(None, ge=0, le=1)
     core_distance: float = Field(CORE_DISTANCE, ge=0, le=1)
+    join_probability: float = Field(1.0, ge=0, le=1)
     tile_px: tuple[int, ...] = Field((256, 512), min_length=1)
     pixel_size_um: float | None = Field(None, gt=0)
 
@@ -96,6 +97,11 @@ class ModelConfig(BaseModel):
         if any(side % 64 or side < 128 for side in self.tile_px):
             raise ValueError("tile_px in multiples of 64, from 128 on")
         return self
+
+    @property
+    def parting(self) -> Parting:
+        """How touching cells are parted."""
+        return Parting(self.core_threshold, self.core_distance, self.join_probability)
 
 
 @dataclass(frozen=True)

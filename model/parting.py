@@ -4,7 +4,8 @@ By bands and blocks, so that memory follows the size of a block and not that of 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -27,6 +28,28 @@ BLOCK_PX = 2048
 HALO_PX = 128
 
 Late = Callable[[slice, slice], npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What became of an image's regions.
+
+    Attributes:
+        first: the lowest number of a part; those below are regions that are whole.
+        last: the largest number that there may be; not all numbers are used.
+        core_areas: (last + 1,) int64: in pixels, of the core that a part grew from; 0 of a region that is whole.
+        usual_area: median area of the image's cores; 1 without any.
+    """
+
+    first: int
+    last: int
+    core_areas: npt.NDArray[np.int64]
+    usual_area: float
+
+    @classmethod
+    def none(cls, count: int, usual_area: float = 1.0) -> Self:
+        """All of `count` regions are whole."""
+        return cls(count + 1, count, np.zeros(count + 1, dtype=np.int64), usual_area)
 
 
 def label_foreground(shape: tuple[int, int], foreground: Callable[[slice], Mask]) -> tuple[Labels, int]:
@@ -56,7 +79,9 @@ def label_regions(mask: Mask) -> tuple[Labels, int]:
     return np.asarray(labels, dtype=np.int32), n_with_background - 1
 
 
-def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Late, below_px: int | None = None) -> int:
+def part(
+    labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Late, below_px: int | None = None
+) -> Parts:
     """Part each region that holds several cores; the others keep their number.
 
     Args:
@@ -67,14 +92,12 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
         below_px: leave the regions whole in which no core is smaller, for a caller that only asks which parts are: a
             part is at least as large as its core.
 
-    Returns:
-        The largest number that there may be now; not all numbers are used.
-
     Source: skimage.segmentation.watershed (decisions/0005).
     """
-    region_of, crowded = _mark_seeds(labels, count, core, below_px)
+    region_of, crowded, area = _mark_seeds(labels, count, core, below_px)
+    usual_area = usual_core_area(area)
     if not crowded.any():
-        return count
+        return Parts.none(count, usual_area)
     # every seed lies in a crowded region
     floods = np.concatenate([crowded, np.ones(len(region_of) - len(crowded), dtype=np.bool_)])
     height, width = labels.shape
@@ -108,7 +131,14 @@ def part(labels: Labels, count: int, *, core: Callable[[slice], Mask], late: Lat
             if _are_whole(own, crowded).any():
                 unreached.append((slice(top, bottom), slice(left, right)))
     _adopt(labels, unreached, crowded)
-    return len(region_of) - 1
+    core_areas = np.concatenate([np.zeros(count + 1, dtype=np.int64), area[1:].astype(np.int64)])
+    return Parts(count + 1, len(region_of) - 1, core_areas, usual_area)
+
+
+def usual_core_area(areas: npt.NDArray[Any]) -> float:
+    """Median of the areas of an image's cores, in pixels, without those that do not count; 1 where none does."""
+    real = areas[areas >= CORE_AREA_PX]
+    return float(np.median(real)) if len(real) else 1.0
 
 
 def _are_whole(labels: Labels, crowded: Mask) -> Mask:
@@ -206,11 +236,12 @@ def flood(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:
 
 def _mark_seeds(
     labels: Labels, count: int, core: Callable[[slice], Mask], below_px: int | None
-) -> tuple[npt.NDArray[np.int32], Mask]:
+) -> tuple[npt.NDArray[np.int32], Mask, npt.NDArray[Any]]:
     """Give the pixels of cores in regions that hold several of them numbers above `count`, one a core, in place.
 
     Returns:
-        For each number that there may now be its region, and for each region whether it holds several cores.
+        For each number that there may now be its region; for each region whether it holds several cores; and for each
+        core, numbered from 1, its area.
     """
     areas: list[npt.NDArray[Any]] = [np.zeros(1)]
     regions = [np.zeros(1, dtype=np.int32)]
@@ -245,7 +276,7 @@ def _mark_seeds(
             labels[band] = np.take(number_of, labels[band])
     elif crowded.any():
         labels[cores] = np.take(mark, numbers[cores])
-    return np.concatenate([np.arange(count + 1, dtype=np.int32), region_of_core[1:]]), crowded
+    return np.concatenate([np.arange(count + 1, dtype=np.int32), region_of_core[1:]]), crowded, area
 
 
 def _join(n: int, joints: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:

@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from model.parting import CORE_AREA_PX, are_crowded, flood, is_one_block, label_foreground, part
+from model.joining import Seams, join_parts
+from model.parting import (
+    CORE_AREA_PX,
+    Parts,
+    are_crowded,
+    flood,
+    is_one_block,
+    label_foreground,
+    part,
+    usual_core_area,
+)
 from model.runs import Runs, find_runs, label_runs
 from model.types import Labels, Levels, Logits, Mask, Probability
 
@@ -17,6 +27,8 @@ PROBABILITY_LEVELS = 65535
 # Values nearby do as well (decisions/0005).
 CORE_THRESHOLD = 0.6
 CORE_DISTANCE = 0.25
+# What training gives to networks with a border map.
+JOIN_PROBABILITY = 0.3
 # Steps of border and distance: finer than a network is sure of, and half the memory of those of the cell.
 COARSE_LEVELS = 255
 # Pixels that are counted in one go.
@@ -28,22 +40,25 @@ ALONE_REGIONS = 16
 
 
 @dataclass(frozen=True)
-class Cores:
-    """What makes the core of a cell, from which it grows when touching cells are parted.
+class Parting:
+    """How touching cells are parted: each grows from a core.
 
     Attributes:
-        threshold: in [0, 1]. With a border map a core is where the cell's probability is above the border's by more
-            than this; None takes CORE_THRESHOLD. With the cell map alone it is where the probability reaches this;
+        core_threshold: in [0, 1]. With a border map a core is where the cell's probability is above the border's by
+            more than this; None takes CORE_THRESHOLD. With the cell map alone it is where the probability reaches this;
             None parts nothing then.
-        distance: in [0, 1]; a core is farther from the cell's edge than this share of the largest distance in it.
+        core_distance: in [0, 1]; a core is farther from the cell's edge than this share of the largest distance in it.
             Without a distance map it means nothing.
+        join_probability: in [0, 1]; two parts become one again where the probability that they are one cell, see
+            model.joining, is above this; 1 joins none. Without a border map it means nothing.
     """
 
-    threshold: float | None = None
-    distance: float = CORE_DISTANCE
+    core_threshold: float | None = None
+    core_distance: float = CORE_DISTANCE
+    join_probability: float = 1.0
 
 
-DEFAULT_CORES = Cores()
+DEFAULT_PARTING = Parting()
 
 
 @dataclass(frozen=True)
@@ -135,19 +150,20 @@ def threshold_mask(probability: Probability | Levels, threshold: float) -> Mask:
     return mask
 
 
-def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cores = DEFAULT_CORES) -> Labels:
+def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, parting: Parting = DEFAULT_PARTING) -> Labels:
     """Give each cell its own integer.
 
     Foreground is where the cell probability reaches the threshold. With the cell map alone, and no threshold for
     cores, each connected region is a cell. Else regions that hold several cores (sure to be cell, no border, far from
-    the edge) are parted by a watershed grown from these; a region with one core or none stays whole. So the labels
-    cover the foreground exactly, less the cells that are too small.
+    the edge) are parted by a watershed grown from these, and parts that are likely to be one cell joined again; a
+    region with one core or none stays whole. So the labels cover the foreground exactly, less the cells that are too
+    small.
 
     Args:
         maps: cell probability, and maybe border and distance, (H, W) each.
         threshold: in [0, 1]; from the checkpoint's config unless the user says otherwise.
         min_area_px: cells smaller than this, in pixels, become background; 0 keeps all.
-        cores: what makes a core; from the checkpoint's config.
+        parting: how touching cells are parted; from the checkpoint's config.
 
     Returns:
         (H, W) int32; 0 is background, cells are 1..n without gaps, in the order of their first pixel by rows.
@@ -155,15 +171,15 @@ def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Co
     Raises:
         ValueError: the threshold is outside [0, 1], or min_area_px negative.
 
-    Source: connected regions over edges; skimage.segmentation.watershed (model.parting, decisions/0005).
+    Source: connected regions over edges; skimage.segmentation.watershed (model.parting, model.joining, decisions/0005).
     """
     _check_area(min_area_px)
-    labels, count = _regions(maps, threshold, min_area_px, cores, mask_only=False)
+    labels, count = _regions(maps, threshold, min_area_px, parting, mask_only=False)
     _renumber(labels, count, min_area_px)
     return labels
 
 
-def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cores = DEFAULT_CORES) -> Mask:
+def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, parting: Parting = DEFAULT_PARTING) -> Mask:
     """The pixels that label_cells numbers, at a fraction of the time: it floods only where a cell may be too small.
 
     Args, Raises: as label_cells.
@@ -175,13 +191,13 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, cores: Cor
     if min_area_px == 0:
         return threshold_mask(maps.cell, threshold)
     if is_one_block(maps.cell.shape):  # before the mask is made, for which a large image has no room beside its labels
-        mask = _mask_by_runs(maps, threshold, min_area_px, cores)
+        mask = _mask_by_runs(maps, threshold, min_area_px, parting)
         if mask is not None:
             return mask
-    return _mask_by_labels(maps, threshold, min_area_px, cores)
+    return _mask_by_labels(maps, threshold, min_area_px, parting)
 
 
-def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask | None:
+def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parting) -> Mask | None:
     """The mask of an image that is parted in one block; None where it has too many runs.
 
     It takes less time than by labels, for no number is written for any pixel but those of regions to flood.
@@ -192,11 +208,12 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, cores: Cores) 
         return None
     if not len(runs):
         return mask
-    core_runs = Runs.find(_core(maps, cores, (slice(None),)) & mask if _has_cores(maps, cores) else mask[:0])
+    core_runs = Runs.find(_core(maps, parting, (slice(None),)) & mask if _has_cores(maps, parting) else mask[:0])
     (region, core), count = label_runs(runs, core_runs)
     small = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
     mask.reshape(-1)[runs.pixels(small[region])] = False
     area = np.bincount(core, weights=core_runs.lengths, minlength=count)
+    usual_area = usual_core_area(area)
     region_of = np.zeros(count, dtype=np.int32)
     region_of[core] = region[runs.holding(core_runs)]
     crowded = are_crowded(region_of, area, count, below_px=min_area_px) & ~small
@@ -208,7 +225,13 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, cores: Cores) 
         seeding = is_seed & chosen[in_region]
         seeds.reshape(-1)[core_runs.pixels(seeding)] = np.repeat(core[seeding] + 1, core_runs.lengths[seeding])
         parted = flood(_late(maps, box), seeds[box], flooded[box])
-        too_small = np.bincount(parted.reshape(-1), minlength=count + 1) < min_area_px
+        areas = np.bincount(parted.reshape(-1), minlength=count + 1)
+        if areas[1:][areas[1:] > 0].min(initial=min_area_px) < min_area_px and _joins(maps, parting):
+            core_areas = np.concatenate([[0], area]).astype(np.int64)
+            seams = _seams(parted, maps, box, least=1)
+            cell = join_parts(seams, core_areas, usual_area, probability=parting.join_probability)
+            areas = np.bincount(cell, weights=areas, minlength=count + 1)[cell]
+        too_small = areas < min_area_px
         too_small[0] = False
         mask[box] &= ~np.take(too_small, parted)
         flooded[box], seeds[box] = False, 0
@@ -237,8 +260,8 @@ def _choose_floods(runs: Runs, region: npt.NDArray[np.int32], crowded: Mask) -> 
     return alone if sum(single) < whole else [crowded]
 
 
-def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, cores: Cores) -> Mask:
-    labels, count = _regions(maps, threshold, min_area_px, cores, mask_only=True)
+def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, parting: Parting) -> Mask:
+    labels, count = _regions(maps, threshold, min_area_px, parting, mask_only=True)
     flat = labels.reshape(-1)
     bands = [slice(start, start + BAND_PX) for start in range(0, flat.size, BAND_PX)]
     areas = np.zeros(count + 1)
@@ -254,18 +277,78 @@ def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, cores: Cores
     return mask[: flat.size].reshape(labels.shape)
 
 
-def _regions(maps: Maps, threshold: float, min_area_px: int, cores: Cores, *, mask_only: bool) -> tuple[Labels, int]:
+def _regions(
+    maps: Maps, threshold: float, min_area_px: int, parting: Parting, *, mask_only: bool
+) -> tuple[Labels, int]:
     """(H, W) int32 cells before small ones are dropped, and the largest number that there may be."""
+    below_px = min_area_px if mask_only else None
+    labels, parts = find_parts(maps, threshold=threshold, parting=parting, below_px=below_px)
+    if parts.first <= parts.last and _joins(maps, parting):
+        seams = find_seams(labels, maps, parts)
+        cell = join_parts(seams, parts.core_areas, parts.usual_area, probability=parting.join_probability)
+        if (cell < np.arange(len(cell))).any():
+            for band in _bands(labels):
+                labels[band] = np.take(cell, labels[band])
+    return labels, parts.last
+
+
+def find_parts(maps: Maps, *, threshold: float, parting: Parting, below_px: int | None = None) -> tuple[Labels, Parts]:
+    """What label_cells makes cells of: regions, and of each region that holds several cores the parts grown from these.
+
+    Args:
+        maps, threshold, parting: as there; no parts are joined yet.
+        below_px: as model.parting.part takes it.
+
+    Returns:
+        (H, W) int32, 0 the background, and what the other numbers are.
+    """
     labels, count = label_foreground(maps.cell.shape, lambda rows: threshold_mask(maps.cell[rows], threshold))
-    if count and _has_cores(maps, cores):
-        count = part(
-            labels,
-            count,
-            core=lambda *at: _core(maps, cores, at),
-            late=lambda *at: _late(maps, at),
-            below_px=min_area_px if mask_only else None,
-        )
-    return labels, count
+    if not count or not _has_cores(maps, parting):
+        return labels, Parts.none(count)
+    return labels, part(
+        labels,
+        count,
+        core=lambda *at: _core(maps, parting, at),
+        late=lambda *at: _late(maps, at),
+        below_px=below_px,
+    )
+
+
+def find_seams(labels: Labels, maps: Maps, parts: Parts) -> Seams:
+    """Where the parts of find_parts touch; there has to be a border map."""
+    first, *others = (
+        _seams(labels[band.start : band.stop + 1], maps, (band, slice(None)), least=parts.first)
+        for band in _bands(labels)
+    )
+    return first.together(*others) if others else first
+
+
+def _bands(labels: Labels) -> list[slice]:
+    """Rows of an image, BAND_PX at the most."""
+    step = max(1, BAND_PX // labels.shape[1])
+    return [slice(top, min(top + step, len(labels))) for top in range(0, len(labels), step)]
+
+
+def _joins(maps: Maps, parting: Parting) -> bool:
+    """Whether parts may become one again."""
+    return maps.border is not None and parting.join_probability < 1
+
+
+def _seams(labels: Labels, maps: Maps, at: tuple[slice, slice], *, least: int) -> Seams:
+    """Within a part of the image; of the labels there may be a row more, which its last row is compared with."""
+    if maps.border is None:
+        raise ValueError("seams are judged by a border map, and there is none")
+    rows, columns = at
+    beyond = slice(rows.start, rows.start + len(labels)), columns
+    return Seams.find(
+        labels,
+        maps.border[beyond],
+        maps.cell[beyond],
+        least=least,
+        n_rows=rows.stop - rows.start,
+        origin=(rows.start, columns.start or 0),
+        width=maps.cell.shape[1],
+    )
 
 
 def _check_area(min_area_px: int) -> None:
@@ -273,21 +356,21 @@ def _check_area(min_area_px: int) -> None:
         raise ValueError(f"min_area_px {min_area_px}; allowed is 0 or more")
 
 
-def _has_cores(maps: Maps, rule: Cores) -> bool:
+def _has_cores(maps: Maps, parting: Parting) -> bool:
     """Whether there is anything to part touching cells by."""
-    return maps.border is not None or maps.distance is not None or rule.threshold is not None
+    return maps.border is not None or maps.distance is not None or parting.core_threshold is not None
 
 
-def _core(maps: Maps, rule: Cores, at: tuple[slice, ...]) -> Mask:
+def _core(maps: Maps, parting: Parting, at: tuple[slice, ...]) -> Mask:
     """Where cores are, in a part of the image."""
     core = np.ones(maps.cell[at].shape, dtype=np.bool_)
     if maps.border is not None:
-        threshold = CORE_THRESHOLD if rule.threshold is None else rule.threshold
+        threshold = CORE_THRESHOLD if parting.core_threshold is None else parting.core_threshold
         core &= -_late_by_cell(maps, at) > math.floor(threshold * PROBABILITY_LEVELS)
-    elif rule.threshold is not None:
-        core &= threshold_mask(maps.cell[at], rule.threshold)
+    elif parting.core_threshold is not None:
+        core &= threshold_mask(maps.cell[at], parting.core_threshold)
     if maps.distance is not None:
-        core &= maps.distance[at] > math.floor(np.float32(rule.distance * COARSE_LEVELS))
+        core &= maps.distance[at] > math.floor(np.float32(parting.core_distance * COARSE_LEVELS))
     return core
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.compiled_cache import CompiledCache
 from model.errors import SegmentationError, WeightsError
-from model.postprocess import DEFAULT_CORES, Cores, Maps, label_cells, mask_cells, threshold_mask, to_maps
+from model.postprocess import DEFAULT_PARTING, Maps, Parting, label_cells, mask_cells, threshold_mask, to_maps
 from model.preprocess import Preprocessor, RowReader
 from model.quality import PROFILE_KEY, Flag, assess_answer, assess_image, in_order, sample_rows
 from model.runtime import Precision, Runtime, choose_device, make_runtime, stack_tiles
@@ -36,14 +36,14 @@ class Segmentation:
         maps: what the network said.
         threshold: in [0, 1], that `mask` and `labels` use.
         min_area_px: smallest cell kept, in pixels.
-        cores: how `labels` parts touching cells.
+        parting: how `labels` parts touching cells.
         image_quality: what `model.quality.assess_image` says of the image.
     """
 
     maps: Maps
     threshold: float
     min_area_px: int
-    cores: Cores = DEFAULT_CORES
+    parting: Parting = DEFAULT_PARTING
     image_quality: frozenset[Flag] = frozenset()
 
     @property
@@ -57,7 +57,7 @@ class Segmentation:
 
     @cached_property
     def _labels(self) -> Labels:
-        return label_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, cores=self.cores)
+        return label_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, parting=self.parting)
 
     def quality(self, *, with_labels: bool = True) -> tuple[Flag, ...]:
         """Signs that the answer may not be trusted, in the order of `model.quality.FLAGS`; none is what one wants.
@@ -79,7 +79,7 @@ class Segmentation:
 
     @cached_property
     def _mask(self) -> Mask:
-        return mask_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, cores=self.cores)
+        return mask_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, parting=self.parting)
 
 
 class MapStitcher(Stitcher):
@@ -180,7 +180,7 @@ class Segmenter:
             maps=maps,
             threshold=self.config.threshold if threshold is None else threshold,
             min_area_px=self.config.min_area_px if min_area_px is None else min_area_px,
-            cores=Cores(self.config.core_threshold, self.config.core_distance),
+            parting=self.config.parting,
         )
 
     def segment(

@@ -189,7 +189,10 @@ def _tune(options: argparse.Namespace) -> int:
     found = tune(options.weights, pairs, to=options.to, device=options.device, quiet=options.quiet)
     config = found.config
     print(f"threshold {config.threshold:.2f}  Dice {found.dice:.4f}")
-    print(f"core_threshold {config.core_threshold}  core_distance {config.core_distance}")
+    print(
+        f"core_threshold {config.core_threshold}  core_distance {config.core_distance}  "
+        f"join_probability {config.join_probability}"
+    )
     print(f"score of the cells {found.before:.4f} -> {found.after:.4f}")
     print(f"{options.to}: version {found.version[:12]}")
     _tell_of_stale_twin(options.to)

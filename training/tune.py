@@ -1,5 +1,6 @@
 """Choose anew, on images with truth, what turns the maps into masks and cells; the network stays as it is."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from model.checkpoint import ModelConfig, read_checkpoint, write_checkpoint
 from model.metrics import grow_labels, score_cells, score_regions
-from model.postprocess import Cores, label_cells
+from model.postprocess import label_cells
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from model.types import Labels
@@ -28,13 +29,16 @@ from training.evaluate import (
 )
 from training.lock import publishing
 
-# Candidates for the cores, see model.postprocess.Cores.
+# Candidates for the rule, see model.postprocess.Parting.
 CORE_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CORE_DISTANCES = (0.0, 0.15, 0.25, 0.35, 0.45)
+JOIN_PROBABILITIES = (0.2, 0.3, 0.4, 0.5, 1.0)
 # A gain smaller than this is chance, and the rule stays what it is.
 LEAST_GAIN = 0.002
 # Rules whose scores differ by no more are equally good; the one in their middle is the least likely to be so by chance.
 EQUALLY_GOOD = 0.001
+
+Rule = tuple[float, float, float]  # core_threshold, core_distance and join_probability of a Parting
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,11 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     threshold = best_threshold(curve)
     config = checkpoint.config.model_copy(update={"threshold": threshold})
     score = _score_cells if any(pair.kind != "mask" for pair in pairs) else _score_regions
-    old = Cores(config.core_threshold, config.core_distance)
-    before = score(answers, config, old)
-    scored = {rule: score(answers, config, Cores(*rule)) for rule in _candidates(config)}
-    after = before
+    before = after = score(answers, config)
+    scored = {rule: score(answers, _with_rule(config, rule)) for rule in _candidates(config)}
     if max(scored.values()) >= before + LEAST_GAIN:
         rule = middle_of_best(scored)
-        after = scored[rule]
-        config = config.model_copy(update={"core_threshold": rule[0], "core_distance": rule[1]})
+        after, config = scored[rule], _with_rule(config, rule)
     tuned = {
         "images": [pair.name for pair in pairs],
         "dice": round(curve[threshold], 5),
@@ -104,47 +105,49 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     return Tuning(version, config, before, after, curve[threshold])
 
 
-def middle_of_best(scored: Mapping[tuple[float, float], float]) -> tuple[float, float]:
-    """The rule that is nearest to all those that score within EQUALLY_GOOD of the best; of several, the best of them.
-
-    Args:
-        scored: by what a core needs, see Cores: (threshold, distance).
-    """
+def middle_of_best(scored: Mapping[Rule, float]) -> Rule:
+    """The rule nearest to all those that score within EQUALLY_GOOD of the best; of several, the best of them."""
     best = max(scored.values())
     good = [rule for rule, score in scored.items() if score >= best - EQUALLY_GOOD]
 
-    def order(rule: tuple[float, float]) -> tuple[float, float]:
+    def order(rule: Rule) -> tuple[float, float]:
         # rounded, for sums of tenths differ in their last digit only
-        apart = round(sum(abs(rule[0] - other[0]) + abs(rule[1] - other[1]) for other in good), 6)
+        apart = round(sum(abs(one - two) for other in good for one, two in zip(rule, other, strict=True)), 6)
         return apart, -scored[rule]
 
     return min(good, key=order)
 
 
-def _candidates(config: ModelConfig) -> list[tuple[float, float]]:
+def _candidates(config: ModelConfig) -> list[Rule]:
     distances = CORE_DISTANCES if "distance" in config.outputs else (config.core_distance,)
-    return [(threshold, distance) for threshold in CORE_THRESHOLDS for distance in distances]
+    joins = JOIN_PROBABILITIES if "border" in config.outputs else (config.join_probability,)
+    return list(itertools.product(CORE_THRESHOLDS, distances, joins))
 
 
-def _score_cells(answers: Sequence[Answer], config: ModelConfig, cores: Cores) -> float:
+def _with_rule(config: ModelConfig, rule: Rule) -> ModelConfig:
+    names = "core_threshold", "core_distance", "join_probability"
+    return config.model_copy(update=dict(zip(names, rule, strict=True)))
+
+
+def _score_cells(answers: Sequence[Answer], config: ModelConfig) -> float:
     """Mean over AP_THRESHOLDS of the AP with pooled counts."""
     return pooled_mean_ap(
-        [score_cells(answer.labels, _label(answer, config, cores), AP_THRESHOLDS).counts for answer in answers]
+        [score_cells(answer.labels, _label(answer, config), AP_THRESHOLDS).counts for answer in answers]
     )
 
 
-def _score_regions(answers: Sequence[Answer], config: ModelConfig, cores: Cores) -> float:
+def _score_regions(answers: Sequence[Answer], config: ModelConfig) -> float:
     """Mean V_rand of the labels, grown until they meet; images without a true cell do not count."""
     scores = [
-        score_regions(true_regions(answer), grow_labels(_label(answer, config, cores))).v_rand
+        score_regions(true_regions(answer), grow_labels(_label(answer, config))).v_rand
         for answer in answers
         if (answer.labels > 0).any()
     ]
     return float(np.mean(scores)) if scores else 0.0
 
 
-def _label(answer: Answer, config: ModelConfig, cores: Cores) -> Labels:
-    return label_cells(answer.maps, threshold=config.threshold, min_area_px=config.min_area_px, cores=cores)
+def _label(answer: Answer, config: ModelConfig) -> Labels:
+    return label_cells(answer.maps, threshold=config.threshold, min_area_px=config.min_area_px, parting=config.parting)
 
 
 def _is_half(state: Mapping[str, Tensor]) -> bool:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from model import parting, postprocess
 from model.images import encode_probability
-from model.postprocess import PROBABILITY_LEVELS, Cores, Maps, label_cells, mask_cells, threshold_mask, to_maps
+from model.postprocess import PROBABILITY_LEVELS, Maps, Parting, label_cells, mask_cells, threshold_mask, to_maps
 from model.runs import Runs, label_runs
 from model.types import Labels, Logits, Probability
 
@@ -166,9 +166,9 @@ def check_mask_by_runs(seed: int, sigma: float, min_area_px: int) -> None:
         for _ in range(3)
     )
     for maps in (Maps.from_probabilities(cell), Maps.from_probabilities(cell, border, distance)):
-        for cores in (Cores(), Cores(0.2, 0.3)):
-            labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px, cores=cores)
-            mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, cores=cores)
+        for rule in (Parting(), Parting(0.2, 0.3), Parting(0.2, 0.1, 0.3), Parting(0.2, 0.3, 0.0)):
+            labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
+            mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
             np.testing.assert_array_equal(mask, labels > 0)
 
 
@@ -203,12 +203,13 @@ def test_what_a_flood_leaves_out_is_no_small_cell() -> None:
 
 def test_an_empty_mask_has_no_cores_to_look_for() -> None:
     maps = Maps.from_probabilities(np.zeros((20, 20), np.float32))
-    assert not mask_cells(maps, threshold=0.5, min_area_px=5, cores=Cores(1.5)).any()
+    assert not mask_cells(maps, threshold=0.5, min_area_px=5, parting=Parting(1.5)).any()
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rule", [Parting(), Parting(0.6, 0.25, 0.4)])
 def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, rule: Parting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = np.random.default_rng(seed)
     far = ndimage.distance_transform_edt(ndimage.gaussian_filter(generator.random((300, 260)), 4) > 0.5)
@@ -216,14 +217,14 @@ def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
     distance = np.clip(ndimage.gaussian_filter(far, 1) / 12, 0, 1).astype(np.float32)
     border = (cell & (generator.random(cell.shape) < 0.02)).astype(np.float32)
     maps = Maps.from_probabilities(np.where(cell, 0.9, 0.1).astype(np.float32), border, distance)
-    whole = label_cells(maps, threshold=0.5, min_area_px=10)
+    whole = label_cells(maps, threshold=0.5, min_area_px=10, parting=rule)
     assert whole.max() > ndimage.label(cell)[1]  # some are parted
     monkeypatch.setattr(parting, "AT_ONCE_PX", 4000)
     monkeypatch.setattr(parting, "BLOCK_PX", 100)
     monkeypatch.setattr(parting, "HALO_PX", 300)  # as far as any of the regions reaches
     monkeypatch.setattr(postprocess, "BAND_PX", 3000)
-    np.testing.assert_array_equal(label_cells(maps, threshold=0.5, min_area_px=10), whole)
-    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=10), whole > 0)
+    np.testing.assert_array_equal(label_cells(maps, threshold=0.5, min_area_px=10, parting=rule), whole)
+    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=10, parting=rule), whole > 0)
 
 
 def test_a_mask_of_a_large_image_is_not_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,12 +400,12 @@ def test_cores_above_a_threshold_of_their_own_part_a_region_of_the_cell_map() ->
     cell[6:14, 8:24], cell[6:14, 34:52] = 0.95, 0.95
     maps = Maps.from_probabilities(cell)
     assert label_cells(maps, threshold=0.5).max() == 1
-    labels = label_cells(maps, threshold=0.5, cores=Cores(threshold=0.8))
+    labels = label_cells(maps, threshold=0.5, parting=Parting(core_threshold=0.8))
     assert labels.max() == 2
     assert np.array_equal(labels > 0, cell > 0)  # the mask stays what it is
     assert labels[10, 10] != labels[10, 50]
     # nothing is parted where the mask is as strict as the cores
-    assert label_cells(maps, threshold=0.9, cores=Cores(threshold=0.8)).max() == 2
+    assert label_cells(maps, threshold=0.9, parting=Parting(core_threshold=0.8)).max() == 2
 
 
 def test_what_makes_a_core_can_be_chosen_with_a_border_too() -> None:
@@ -414,4 +415,4 @@ def test_what_makes_a_core_can_be_chosen_with_a_border_too() -> None:
     border[5:15, 29:32] = 0.4
     maps = Maps.from_probabilities(cell, border)
     assert label_cells(maps, threshold=0.5).max() == 2  # 0.5 is not above 0.6
-    assert label_cells(maps, threshold=0.5, cores=Cores(threshold=0.3)).max() == 1
+    assert label_cells(maps, threshold=0.5, parting=Parting(core_threshold=0.3)).max() == 1

@@ -99,6 +99,7 @@ def test_training_learns_and_keeps_the_best_epoch_by_mask_and_cells(
     assert checkpoint.card["recipe"] == recipe.to_dict()
     assert len(checkpoint.card["intensity"]["quantiles"]) >= 3
     assert checkpoint.config.outputs == ("cell", "border", "distance")
+    assert checkpoint.config.join_probability == 0.3
     assert set(checkpoint.card["split"]["train"]).isdisjoint(checkpoint.card["split"]["validation"])
     for name in ("curves.png", "overlays.png"):
         assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")
@@ -141,7 +142,8 @@ def test_binary_masks_give_a_network_of_one_output(tmp_path: Path, tiny_recipe: 
         write_grey(tmp_path / "image" / f"{index}.png", mask // 2 + 20)
         write_grey(tmp_path / "label" / f"{index}.png", mask)
     assert run(tmp_path, replace(tiny_recipe, epochs=1), tmp_path)
-    assert read_checkpoint(tmp_path / "out.pth").config.outputs == ("cell",)
+    config = read_checkpoint(tmp_path / "out.pth").config
+    assert (config.outputs, config.join_probability) == (("cell",), 1)
 
 
 def write_grey(path: Path, pixels: np.ndarray) -> None:

@@ -48,13 +48,14 @@ def test_threshold_and_cores_are_chosen_and_the_network_stays(
 
 
 def test_of_rules_as_good_as_each_other_the_middle_is_taken() -> None:
-    little = EQUALLY_GOOD / 2
-    flat = {(0.3, 0.0): 0.5 + little, (0.3, 0.15): 0.5, (0.3, 0.25): 0.5, (0.4, 0.15): 0.5}
-    assert middle_of_best(flat | {(0.9, 0.0): 0.49}) == (0.3, 0.15)
+    base, little = 0.5, EQUALLY_GOOD / 2
+    low, middle, high, far = (0.3, 0.0, 0.4), (0.3, 0.15, 0.4), (0.3, 0.25, 0.4), (0.9, 0.0, 0.4)
+    flat = {low: base + little, middle: base, high: base, (0.4, 0.15, 0.4): base, far: base - 0.01}
+    assert middle_of_best(flat) == middle
     # with none of them in the middle the best of them
-    assert middle_of_best({(0.3, 0.0): 0.5, (0.4, 0.0): 0.5 + little, (0.9, 0.0): 0.4}) == (0.4, 0.0)
+    assert middle_of_best({low: base, high: base + little, far: base - 0.01}) == high
     # and a summit stays one
-    assert middle_of_best({(0.3, 0.0): 0.5, (0.4, 0.0): 0.5 + 2 * EQUALLY_GOOD, (0.5, 0.0): 0.5}) == (0.4, 0.0)
+    assert middle_of_best({low: base, middle: base, high: base + 2 * EQUALLY_GOOD}) == high
 
 
 def test_a_rule_that_gains_nothing_is_not_taken(level_weights: Path, folder: Path) -> None:

@@ -1,0 +1,194 @@
+"""Join the parts of one cell: a network parts too eagerly, for it does not see how large the cells of a picture are.
+
+Whether two parts are one cell is judged by what the maps say along their seam and by how large they are beside the
+usual cell of the picture. So the cores may be chosen with more of them than there are cells.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from model.types import Labels
+
+# Logarithm of the odds that two parts are one cell, by logistic regression on the parts of the images that
+# best_model.pth was trained on: `python bench/joining.py` (decisions/0005).
+# They belong to what `Seams.describe` says, in its order.
+COEFFICIENTS = (-4.0, 5.9, -0.55, -0.5, -3.8)
+# Seams that have nothing likelier beside them are joined in each round. A long row of parts, each likelier to be joined
+# than the one before, would take as many rounds as it has parts.
+MOST_ROUNDS = 100
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Where parts touch over edges, one entry for each pair of parts.
+
+    Attributes:
+        one, other: (n,) their numbers, the lower one first.
+        lengths: (n,) pairs of pixels along it.
+        border, cell: (n,) sums over both pixels of these pairs, in the steps of `model.postprocess.Maps`.
+        places: (n,) of the first pair in the image, which no other seam has: what parts are numbered by does not decide
+            between seams that are as likely as each other.
+    """
+
+    one: Numbers
+    other: Numbers
+    lengths: Numbers
+    border: Numbers
+    cell: Numbers
+    places: Numbers
+
+    @classmethod
+    def find(
+        cls,
+        labels: Labels,
+        border: npt.NDArray[np.uint8],
+        cell: npt.NDArray[np.uint16],
+        *,
+        least: int,
+        n_rows: int | None = None,
+        origin: tuple[int, int] = (0, 0),
+        width: int,
+    ) -> Self:
+        """The seams within some rows and columns of an image.
+
+        Args:
+            labels: (H, W); numbers from `least` on are parts.
+            border, cell: (H, W), the maps there.
+            least: the lowest number of a part.
+            n_rows: look from the pixels of so many rows to those on their right and below; None from all.
+            origin: row and column of the image where they begin.
+            width: of the image, in pixels.
+        """
+        height = len(labels) if n_rows is None else n_rows
+        found: list[Numbers] = []
+        for vertical in (1, 0):
+            here = labels[: min(height, len(labels) - vertical), : labels.shape[1] - 1 + vertical]
+            there = labels[vertical : vertical + len(here), 1 - vertical :]
+            # far fewer than pixels: those between parts are looked for among them alone
+            rows, columns = np.divmod(np.flatnonzero(here != there), max(here.shape[1], 1))
+            pair = np.stack([here[rows, columns], there[rows, columns]]).astype(np.int64)
+            inside = (pair >= least).all(axis=0)
+            pair, rows, columns = pair[:, inside], rows[inside], columns[inside]
+            low, high = pair.min(axis=0), pair.max(axis=0)
+            beside = rows + vertical, columns + 1 - vertical
+            sums = [map_[rows, columns].astype(np.int64) + map_[beside] for map_ in (border, cell)]
+            places = 2 * ((rows + origin[0]) * width + columns + origin[1]) + vertical
+            found.append(np.stack([low, high, np.ones_like(low), *sums, places]))
+        return cls(*np.concatenate(found, axis=1))._gathered()
+
+    def __len__(self) -> int:
+        return len(self.one)
+
+    def together(self, *others: Self) -> Self:
+        """These and more, of other rows of the image."""
+        return type(self)(*np.concatenate([seams._columns() for seams in (self, *others)], axis=1))._gathered()
+
+    def renumbered(self, numbers: Numbers) -> Self:
+        """With new numbers of the parts; a seam within one of them is none any more.
+
+        Args:
+            numbers: (m,) the new number by the old.
+        """
+        pair = np.stack([numbers[self.one], numbers[self.other]])
+        columns = np.concatenate([[pair.min(axis=0), pair.max(axis=0)], self._columns()[2:]])
+        return type(self)(*columns[:, pair[0] != pair[1]])._gathered()
+
+    def describe(self, sizes: Numbers, usual: float) -> npt.NDArray[np.float64]:
+        """(5, n) what tells whether both parts are one cell.
+
+        The mean probability along the seam of a border, and of a cell; the sizes of both parts together, and of the
+        smaller one, beside the usual one, as logarithms to base 2; and 1.
+
+        Args:
+            sizes: (m,) by number, area of the cores of each part, in pixels.
+            usual: area of a core in this picture.
+        """
+        one, other = sizes[self.one] / usual, sizes[self.other] / usual
+        pixels = 2.0 * self.lengths
+        return np.stack(
+            [
+                self.border / (255 * pixels),
+                self.cell / (65535 * pixels),
+                np.log2(one + other),
+                np.log2(np.minimum(one, other)),
+                np.ones(len(self)),
+            ]
+        )
+
+    def log_odds(self, sizes: Numbers, usual: float) -> npt.NDArray[np.float64]:
+        """(n,) natural logarithm of the odds that both parts are one cell; the arguments are those of `describe`."""
+        odds: npt.NDArray[np.float64] = (np.array(COEFFICIENTS)[:, None] * self.describe(sizes, usual)).sum(axis=0)
+        return odds
+
+    def _columns(self) -> Numbers:
+        return np.stack([self.one, self.other, self.lengths, self.border, self.cell, self.places])
+
+    def _gathered(self) -> Self:
+        """One entry a pair of parts."""
+        order = np.lexsort((self.other, self.one))
+        columns = self._columns()[:, order]
+        new = np.flatnonzero((np.diff(columns[:2], axis=1, prepend=-1) != 0).any(axis=0))
+        if len(new) == len(order):
+            return type(self)(*columns)
+        sums, places = np.add.reduceat(columns[2:5], new, axis=1), np.minimum.reduceat(columns[5:], new, axis=1)
+        return type(self)(*np.concatenate([columns[:2, new], sums, places]))
+
+
+def join_parts(seams: Seams, sizes: Numbers, usual: float, *, probability: float) -> npt.NDArray[np.int32]:
+    """Which parts are one cell.
+
+    The likeliest seams are joined first, and what they join is judged anew by its size, so a row of parts does not
+    become one cell for want of a border between any two.
+
+    Args:
+        seams: between the parts.
+        sizes: (m,) by number, area of the part's core in pixels, above 0 for each part.
+        usual: area of a core in this picture.
+        probability: in [0, 1]; two parts are joined where that of being one cell is above it; 1 joins none.
+
+    Returns:
+        (m,) int32: for each number that of the cell which it is part of, the lowest of its parts; its own where it is
+        joined to nothing.
+    """
+    number = np.arange(len(sizes), dtype=np.int32)
+    if probability >= 1 or not len(seams):
+        return number
+    least = math.log(probability / (1 - probability)) if probability > 0 else -math.inf
+    # few of all the numbers have a seam
+    names = np.unique(np.concatenate([seams.one, seams.other]))
+    local = np.zeros(len(sizes), dtype=np.int64)
+    local[names] = np.arange(len(names))
+    seams = seams.renumbered(local)
+    sizes = sizes[names]
+    joined = np.arange(len(names))
+    for _ in range(MOST_ROUNDS):
+        odds = seams.log_odds(sizes, usual)
+        likely = np.flatnonzero(odds > least)
+        if not len(likely):
+            break
+        likely = likely[np.lexsort((_scattered(seams.places[likely]), -odds[likely]))]
+        one, other, rank = seams.one[likely], seams.other[likely], np.arange(len(likely))
+        best = np.full(len(names), len(likely))
+        np.minimum.at(best, one, rank)
+        np.minimum.at(best, other, rank)
+        mutual = (best[one] == rank) & (best[other] == rank)
+        into = np.arange(len(names))
+        into[other[mutual]] = one[mutual]
+        np.add.at(sizes, one[mutual], sizes[other[mutual]])
+        joined, seams = into[joined], seams.renumbered(into)
+    number[names] = names[joined]
+    return number
+
+
+def _scattered(places: Numbers) -> Numbers:
+    """The same places in an order that has no direction, or of a long row of equal seams only the first would be best.
+
+    Source: multiplicative hashing, Knuth, The Art of Computer Programming, volume 3.
+    """
+    return (places * 2654435761) % (1 << 32)
