@@ -79,11 +79,11 @@ def main() -> None:
                     for answer in answers
                 ],
             )
-    show("by the truth", [join_truly(answer, threshold, parting) for answer in answers])
+    show("by the truth", [join_truly(answer, threshold, parting, min_area_px) for answer in answers])
 
 
-def join_truly(answer: Answer, threshold: float, parting: Parting) -> Labels:
-    """The parts, those of one true cell joined."""
+def join_truly(answer: Answer, threshold: float, parting: Parting, min_area_px: int) -> Labels:
+    """The parts, those of one true cell joined, without cells that are too small."""
     labels, parts = find_parts(answer.maps, threshold=threshold, parting=parting)
     seams = find_seams(labels, answer.maps, parts)
     owner = owners(labels, answer.labels, parts.last)
@@ -91,7 +91,8 @@ def join_truly(answer: Answer, threshold: float, parting: Parting) -> Labels:
     size = parts.last + 1
     graph = coo_array((np.ones(same.sum()), (seams.one[same], seams.other[same])), shape=(size, size))
     cell = connected_components(graph, directed=False)[1].astype(np.int32)
-    return np.where(labels > 0, cell[labels] + np.int32(1), np.int32(0))
+    joined = np.where(labels > 0, cell[labels] + np.int32(1), np.int32(0))
+    return np.where(np.bincount(joined.reshape(-1))[joined] >= min_area_px, joined, np.int32(0))
 
 
 def owners(labels: Labels, truth: Labels, last: int) -> npt.NDArray[np.int64]:
@@ -101,7 +102,8 @@ def owners(labels: Labels, truth: Labels, last: int) -> npt.NDArray[np.int64]:
         labels.reshape(-1).astype(np.int64) * (n_cells + 1) + truth.reshape(-1), minlength=(last + 1) * (n_cells + 1)
     ).reshape(last + 1, n_cells + 1)
     table[:, 0] = 0
-    return table.argmax(axis=1)
+    owner: npt.NDArray[np.int64] = table.argmax(axis=1)
+    return owner
 
 
 def gather(answers: Sequence[Answer], threshold: float, parting: Parting) -> tuple[Values, npt.NDArray[np.bool_]]:

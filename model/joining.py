@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from model.types import Labels
 
-# Logarithm of the odds that two parts are one cell, by logistic regression on the parts of the images that
-# best_model.pth was trained on: `python bench/joining.py` (decisions/0005).
-# They belong to what `Seams.describe` says, in its order.
+# Of what `Seams.describe` says, in its order, to the logarithm of the odds that two parts are one cell. By logistic
+# regression on the images trained on: `python bench/joining.py`, rounded (decisions/0005).
 COEFFICIENTS = (-4.0, 5.9, -0.55, -0.5, -3.8)
-# Seams that have nothing likelier beside them are joined in each round. A long row of parts, each likelier to be joined
-# than the one before, would take as many rounds as it has parts.
-MOST_ROUNDS = 100
+# In each round the seams are joined that have no likelier one beside them. A long row of parts, each seam likelier than
+# the one before, would take as many rounds as it has parts; images of cells take some four.
+MOST_ROUNDS = 20
 
 Numbers = npt.NDArray[np.int64]
 
@@ -70,7 +69,7 @@ class Seams:
         for vertical in (1, 0):
             here = labels[: min(height, len(labels) - vertical), : labels.shape[1] - 1 + vertical]
             there = labels[vertical : vertical + len(here), 1 - vertical :]
-            # far fewer than pixels: those between parts are looked for among them alone
+            # edges of all kinds, far fewer than pixels; those between parts are looked for among them alone
             rows, columns = np.divmod(np.flatnonzero(here != there), max(here.shape[1], 1))
             pair = np.stack([here[rows, columns], there[rows, columns]]).astype(np.int64)
             inside = (pair >= least).all(axis=0)
@@ -87,7 +86,15 @@ class Seams:
 
     def together(self, *others: Self) -> Self:
         """These and more, of other rows of the image."""
-        return type(self)(*np.concatenate([seams._columns() for seams in (self, *others)], axis=1))._gathered()
+        return self.beside(*others)._gathered()
+
+    def beside(self, *others: Self) -> Self:
+        """These and more, between other parts."""
+        return type(self)(*np.concatenate([seams._columns() for seams in (self, *others)], axis=1))
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Self:
+        """Some of them."""
+        return type(self)(*self._columns()[:, chosen])
 
     def renumbered(self, numbers: Numbers) -> Self:
         """With new numbers of the parts; a seam within one of them is none any more.
@@ -143,8 +150,8 @@ class Seams:
 def join_parts(seams: Seams, sizes: Numbers, usual: float, *, probability: float) -> npt.NDArray[np.int32]:
     """Which parts are one cell.
 
-    The likeliest seams are joined first, and what they join is judged anew by its size, so a row of parts does not
-    become one cell for want of a border between any two.
+    The likeliest seams are joined first, and what they join is judged anew by its size: a row of usual cells without
+    any border between them becomes cells of several, and not one. After MOST_ROUNDS rounds no more are joined.
 
     Args:
         seams: between the parts.
@@ -167,23 +174,45 @@ def join_parts(seams: Seams, sizes: Numbers, usual: float, *, probability: float
     seams = seams.renumbered(local)
     sizes = sizes[names]
     joined = np.arange(len(names))
+    odds = seams.log_odds(sizes, usual)
     for _ in range(MOST_ROUNDS):
-        odds = seams.log_odds(sizes, usual)
         likely = np.flatnonzero(odds > least)
         if not len(likely):
             break
-        likely = likely[np.lexsort((_scattered(seams.places[likely]), -odds[likely]))]
-        one, other, rank = seams.one[likely], seams.other[likely], np.arange(len(likely))
-        best = np.full(len(names), len(likely))
-        np.minimum.at(best, one, rank)
-        np.minimum.at(best, other, rank)
-        mutual = (best[one] == rank) & (best[other] == rank)
-        into = np.arange(len(names))
-        into[other[mutual]] = one[mutual]
-        np.add.at(sizes, one[mutual], sizes[other[mutual]])
-        joined, seams = into[joined], seams.renumbered(into)
+        one, other = seams.one[likely], seams.other[likely]
+        best = _are_best(one, other, odds[likely], _scattered(seams.places[likely]), len(names))
+        one, other = one[best], other[best]
+        into, changed = np.arange(len(names)), np.zeros(len(names), dtype=np.bool_)
+        into[other] = one
+        sizes[one] += sizes[other]
+        changed[one] = changed[other] = True
+        joined = into[joined]
+        # most of the others are as they were
+        touched = changed[seams.one] | changed[seams.other]
+        anew = seams.only(touched).renumbered(into)
+        odds = np.concatenate([odds[~touched], anew.log_odds(sizes, usual)])
+        seams = seams.only(~touched).beside(anew)
     number[names] = names[joined]
     return number
+
+
+def _are_best(
+    one: Numbers, other: Numbers, odds: npt.NDArray[np.float64], ties: Numbers, n_parts: int
+) -> npt.NDArray[np.bool_]:
+    """Which seams have no likelier one beside them, at either part; of equally likely ones that of the lowest tie.
+
+    So no part is in two of them.
+    """
+    best = np.full(n_parts, -np.inf)
+    np.maximum.at(best, one, odds)
+    np.maximum.at(best, other, odds)
+    is_best = (odds == best[one]) & (odds == best[other])
+    first = np.full(n_parts, np.iinfo(np.int64).max)
+    for part in (one, other):
+        equal = odds == best[part]
+        np.minimum.at(first, part[equal], ties[equal])
+    alone: npt.NDArray[np.bool_] = is_best & (ties == first[one]) & (ties == first[other])
+    return alone
 
 
 def _scattered(places: Numbers) -> Numbers:

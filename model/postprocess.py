@@ -213,7 +213,7 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
     small = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
     mask.reshape(-1)[runs.pixels(small[region])] = False
     area = np.bincount(core, weights=core_runs.lengths, minlength=count)
-    usual_area = usual_core_area(area)
+    core_areas, usual_area = np.concatenate([[0], area]).astype(np.int64), usual_core_area(area)
     region_of = np.zeros(count, dtype=np.int32)
     region_of[core] = region[runs.holding(core_runs)]
     crowded = are_crowded(region_of, area, count, below_px=min_area_px) & ~small
@@ -226,8 +226,7 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
         seeds.reshape(-1)[core_runs.pixels(seeding)] = np.repeat(core[seeding] + 1, core_runs.lengths[seeding])
         parted = flood(_late(maps, box), seeds[box], flooded[box])
         areas = np.bincount(parted.reshape(-1), minlength=count + 1)
-        if areas[1:][areas[1:] > 0].min(initial=min_area_px) < min_area_px and _joins(maps, parting):
-            core_areas = np.concatenate([[0], area]).astype(np.int64)
+        if _joins(maps, parting) and ((areas[1:] > 0) & (areas[1:] < min_area_px)).any():
             seams = _seams(parted, maps, box, least=1)
             cell = join_parts(seams, core_areas, usual_area, probability=parting.join_probability)
             areas = np.bincount(cell, weights=areas, minlength=count + 1)[cell]
@@ -287,7 +286,7 @@ def _regions(
         seams = find_seams(labels, maps, parts)
         cell = join_parts(seams, parts.core_areas, parts.usual_area, probability=parting.join_probability)
         if (cell < np.arange(len(cell))).any():
-            for band in _bands(labels):
+            for band in _bands_of_rows(labels):
                 labels[band] = np.take(cell, labels[band])
     return labels, parts.last
 
@@ -318,12 +317,12 @@ def find_seams(labels: Labels, maps: Maps, parts: Parts) -> Seams:
     """Where the parts of find_parts touch; there has to be a border map."""
     first, *others = (
         _seams(labels[band.start : band.stop + 1], maps, (band, slice(None)), least=parts.first)
-        for band in _bands(labels)
+        for band in _bands_of_rows(labels)
     )
     return first.together(*others) if others else first
 
 
-def _bands(labels: Labels) -> list[slice]:
+def _bands_of_rows(labels: Labels) -> list[slice]:
     """Rows of an image, BAND_PX at the most."""
     step = max(1, BAND_PX // labels.shape[1])
     return [slice(top, min(top + step, len(labels))) for top in range(0, len(labels), step)]

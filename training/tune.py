@@ -1,18 +1,20 @@
 """Choose anew, on images with truth, what turns the maps into masks and cells; the network stays as it is."""
 
+import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.checkpoint import ModelConfig, read_checkpoint, write_checkpoint
-from model.metrics import grow_labels, score_cells, score_regions
-from model.postprocess import label_cells
+from model.metrics import Counts, grow_labels, score_cells, score_regions
+from model.postprocess import JOIN_PROBABILITY, label_cells
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from model.types import Labels
@@ -32,12 +34,13 @@ from training.lock import publishing
 # Candidates for the rule, see model.postprocess.Parting.
 CORE_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CORE_DISTANCES = (0.0, 0.15, 0.25, 0.35, 0.45)
-JOIN_PROBABILITIES = (0.2, 0.3, 0.4, 0.5, 1.0)
+JOIN_PROBABILITIES = (0.2, JOIN_PROBABILITY, 0.4, 0.5, 1.0)
 # A gain smaller than this is chance, and the rule stays what it is.
 LEAST_GAIN = 0.002
 # Rules whose scores differ by no more are equally good; the one in their middle is the least likely to be so by chance.
 EQUALLY_GOOD = 0.001
 
+T = TypeVar("T")
 Rule = tuple[float, float, float]  # core_threshold, core_distance and join_probability of a Parting
 
 
@@ -61,7 +64,7 @@ class Tuning:
 
 
 def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto", quiet: bool = False) -> Tuning:
-    """Choose the threshold of the mask by the mean Dice, then what makes a core by the score of the cells.
+    """Choose the threshold of the mask by the mean Dice, then how touching cells are parted by the score of the cells.
 
     Args:
         weights: a checkpoint or a bare state dict.
@@ -87,12 +90,14 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     curve = dice_by_threshold(answers)
     threshold = best_threshold(curve)
     config = checkpoint.config.model_copy(update={"threshold": threshold})
-    score = _score_cells if any(pair.kind != "mask" for pair in pairs) else _score_regions
-    before = after = score(answers, config)
-    scored = {rule: score(answers, _with_rule(config, rule)) for rule in _candidates(config)}
-    if max(scored.values()) >= before + LEAST_GAIN:
-        rule = middle_of_best(scored)
-        after, config = scored[rule], _with_rule(config, rule)
+    if any(pair.kind != "mask" for pair in pairs):
+        score = _scorer(answers, _compare_cells, pooled_mean_ap)
+    else:
+        score = _scorer(answers, _compare_regions, _mean)
+    before = after = score(config)
+    found, best = _choose_rule(config, lambda rule: score(_with_rule(config, rule)))
+    if best >= before + LEAST_GAIN:
+        after, config = best, _with_rule(config, found)
     tuned = {
         "images": [pair.name for pair in pairs],
         "dice": round(curve[threshold], 5),
@@ -103,6 +108,22 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     card = {**checkpoint.card, "scores": {"validation": scores.summary()}, "tuned": tuned}
     version = write_checkpoint(to, checkpoint.state, config, card, half=_is_half(checkpoint.state))
     return Tuning(version, config, before, after, curve[threshold])
+
+
+def _choose_rule(config: ModelConfig, score: Callable[[Rule], float]) -> tuple[Rule, float]:
+    """The cores first, with parts joined as they are after training, then how readily they are joined; and its score.
+
+    All combinations would take several times as long and say little more: where parts are joined, it matters less what
+    a core is.
+    """
+    distances = CORE_DISTANCES if "distance" in config.outputs else (config.core_distance,)
+    join = JOIN_PROBABILITY if "border" in config.outputs else config.join_probability
+    cores = {rule: score(rule) for rule in itertools.product(CORE_THRESHOLDS, distances, (join,))}
+    threshold, distance, _ = middle_of_best(cores)
+    joins = JOIN_PROBABILITIES if "border" in config.outputs else (join,)
+    rules = {rule: cores.get(rule) or score(rule) for rule in itertools.product((threshold,), (distance,), joins)}
+    chosen = middle_of_best(rules)
+    return chosen, rules[chosen]
 
 
 def middle_of_best(scored: Mapping[Rule, float]) -> Rule:
@@ -118,36 +139,46 @@ def middle_of_best(scored: Mapping[Rule, float]) -> Rule:
     return min(good, key=order)
 
 
-def _candidates(config: ModelConfig) -> list[Rule]:
-    distances = CORE_DISTANCES if "distance" in config.outputs else (config.core_distance,)
-    joins = JOIN_PROBABILITIES if "border" in config.outputs else (config.join_probability,)
-    return list(itertools.product(CORE_THRESHOLDS, distances, joins))
-
-
 def _with_rule(config: ModelConfig, rule: Rule) -> ModelConfig:
     names = "core_threshold", "core_distance", "join_probability"
     return config.model_copy(update=dict(zip(names, rule, strict=True)))
 
 
-def _score_cells(answers: Sequence[Answer], config: ModelConfig) -> float:
-    """Mean over AP_THRESHOLDS of the AP with pooled counts."""
-    return pooled_mean_ap(
-        [score_cells(answer.labels, _label(answer, config), AP_THRESHOLDS).counts for answer in answers]
-    )
+def _scorer(
+    answers: Sequence[Answer], compare: Callable[[Answer, Labels], T], pool: Callable[[Sequence[T]], float]
+) -> Callable[[ModelConfig], float]:
+    """Scores a config by its labels of each image; the same labels, as most rules make of most images, only once."""
+    known: list[dict[bytes, T]] = [{} for _ in answers]
+
+    def score(config: ModelConfig) -> float:
+        found = []
+        for answer, compared in zip(answers, known, strict=True):
+            labels = label_cells(
+                answer.maps, threshold=config.threshold, min_area_px=config.min_area_px, parting=config.parting
+            )
+            key = hashlib.sha256(labels.tobytes()).digest()
+            if key not in compared:
+                compared[key] = compare(answer, labels)
+            found.append(compared[key])
+        return pool(found)
+
+    return score
 
 
-def _score_regions(answers: Sequence[Answer], config: ModelConfig) -> float:
-    """Mean V_rand of the labels, grown until they meet; images without a true cell do not count."""
-    scores = [
-        score_regions(true_regions(answer), grow_labels(_label(answer, config))).v_rand
-        for answer in answers
-        if (answer.labels > 0).any()
-    ]
-    return float(np.mean(scores)) if scores else 0.0
+def _compare_cells(answer: Answer, labels: Labels) -> Mapping[float, Counts]:
+    return score_cells(answer.labels, labels, AP_THRESHOLDS).counts
 
 
-def _label(answer: Answer, config: ModelConfig) -> Labels:
-    return label_cells(answer.maps, threshold=config.threshold, min_area_px=config.min_area_px, parting=config.parting)
+def _compare_regions(answer: Answer, labels: Labels) -> float | None:
+    """V_rand of the labels, grown until they meet; None where there is no true cell."""
+    if not (answer.labels > 0).any():
+        return None
+    return score_regions(true_regions(answer), grow_labels(labels)).v_rand
+
+
+def _mean(scores: Sequence[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known else 0.0
 
 
 def _is_half(state: Mapping[str, Tensor]) -> bool:

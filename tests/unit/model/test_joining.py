@@ -7,7 +7,8 @@ from scipy import ndimage
 
 from model import joining, postprocess
 from model.joining import COEFFICIENTS, Seams, join_parts
-from model.postprocess import Maps, Parting, find_parts, find_seams, label_cells
+from model.parting import part, usual_core_area
+from model.postprocess import Maps, Parting, find_parts, find_seams, label_cells, mask_cells
 
 
 def seams_of(labels: list[list[int]], *, border: int = 0, cell: int = 65535, least: int = 1) -> Seams:
@@ -94,6 +95,11 @@ def test_what_was_joined_is_judged_anew_so_a_row_does_not_become_one_cell() -> N
     assert joined[1:].tolist() == [1, 2, 2, 4]
 
 
+def test_small_parts_go_on_being_joined_until_they_are_a_cell() -> None:
+    joined = join_parts(row_of_seams([0.3] * 7), usual_sizes(8, 10), 100.0, probability=0.5)
+    assert joined[1:].tolist() == [1] * 8  # by pairs, fours and eights
+
+
 def test_a_long_row_of_equal_parts_is_joined_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "MOST_ROUNDS", 8)
     joined = join_parts(row_of_seams([0.3] * 999), usual_sizes(1000), 100.0, probability=0.5)
@@ -108,6 +114,25 @@ def test_numbers_do_not_decide_what_is_joined() -> None:
     order = np.concatenate([[0], 1 + np.random.default_rng(0).permutation(n)])
     other = join_parts(seams.renumbered(order), usual_sizes(n), 100.0, probability=0.5)[order]
     np.testing.assert_array_equal(joined[:, None] == joined, other[:, None] == other)
+
+
+def test_what_the_parts_of_regions_are() -> None:
+    """Two regions: one of two cores of 12 and 9 px, one of one core of 16 px and another too small to be one."""
+    labels = np.zeros((12, 24), dtype=np.int32)
+    labels[1:5, 1:12], labels[7:11, 1:12] = 1, 2
+    core = np.zeros(labels.shape, dtype=np.bool_)
+    core[1:4, 1:5], core[1:4, 8:11], core[7:11, 1:5], core[8:10, 8:11] = True, True, True, True
+    parts = part(
+        labels,
+        2,
+        core=lambda rows: core[rows],
+        late=lambda rows, columns: np.zeros(core[rows, columns].shape, np.int32),
+    )
+    assert (parts.first, parts.last) == (3, 6)
+    assert parts.core_areas[labels[1:5, [1, 10]]].tolist() == [[12, 9]] * 4
+    assert parts.core_areas[labels[8, 8]] == 0  # a region that is whole
+    assert parts.usual_area == 12  # the middle of 9, 12 and 16
+    assert usual_core_area(np.array([0, 3, 7])) == 1
 
 
 def cell_with_a_waist() -> Maps:
@@ -142,6 +167,41 @@ def test_without_a_border_map_nothing_is_joined() -> None:
     np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match="there is none"):
         find_seams(one, alone, find_parts(alone, threshold=0.5, parting=Parting())[1])
+
+
+def warped_cells(seed: int) -> Maps:
+    """Cells of a grid that is bent, all with the same border between them, and background here and there."""
+    generator = np.random.default_rng(seed)
+    ys, xs = np.mgrid[:80, :100]
+    bend = ndimage.gaussian_filter(generator.standard_normal(ys.shape), 3) * generator.integers(0, 12)
+    down, across = generator.integers(4, 14, 2)
+    lines = ((ys + np.rint(bend).astype(int)) % down == 0) | (xs % across == 0)
+    cell = np.where(ndimage.gaussian_filter(generator.random(ys.shape), 4) > generator.choice([0.4, 0.5]), 0.9, 0.1)
+    border = np.where(lines, generator.choice([0.4, 0.5, 0.6]), 0)
+    return Maps.from_probabilities(cell.astype(np.float32), border.astype(np.float32))
+
+
+def test_the_mask_is_where_the_labels_are_also_where_parts_were_joined() -> None:
+    n_joined = n_kept = 0
+    for seed in [*range(80), 254, 386]:  # in the last two seams as likely as each other lie in a flood of its own box
+        maps, min_area_px = warped_cells(seed), (20, 40, 70)[seed % 3]
+        rule = Parting(0.45, 0.25, 0.3)
+        labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
+        mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
+        np.testing.assert_array_equal(mask, labels > 0)
+        apart = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=Parting(0.45, 0.25))
+        n_joined += int((mask != apart).any())  # what was too small alone
+        n_kept += int(not mask.all())
+    assert n_joined > 8
+    assert n_kept > 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equally_likely_seams_are_joined_alike_by_bands(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, rule = warped_cells(seed), Parting(0.45, 0.25, 0.2)
+    whole = label_cells(maps, threshold=0.5, parting=rule)
+    monkeypatch.setattr(postprocess, "BAND_PX", 700)
+    np.testing.assert_array_equal(label_cells(maps, threshold=0.5, parting=rule), whole)
 
 
 def test_labels_are_joined_across_the_bands_of_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint import Architecture, ModelConfig, write_checkpoint
+from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
 from model.errors import ImageError, SegmentationError, WeightsError
+from model.postprocess import Maps, Parting
 from model.segmenter import Segmenter, load_segmenter
 from model.types import Batch, Image, Logits
 
@@ -239,3 +240,21 @@ def test_a_network_that_overflows_does_not_warm_up(tmp_path: Path) -> None:
     state["inc.double_conv.0.weight"].fill_(3e38)  # finite, so the file itself is in order
     with pytest.raises(WeightsError, match=r"NaN or infinity|one and the same value"):  # ReLU hides NaN on some engines
         load_segmenter(written(tmp_path / "w.pth", state, architecture=architecture), device="cpu").warm_up()
+
+
+def test_touching_cells_are_parted_as_the_checkpoint_says(tmp_path: Path) -> None:
+    """Two halves of a cell with a border of 0.45 between them, beside cells twice as large as they are."""
+    path = written(tmp_path / "w.pth", core_threshold=0.6, core_distance=0.1, join_probability=0.4)
+    config = read_checkpoint(path).config
+    assert config.parting == Parting(0.6, 0.1, 0.4)
+    cell, border = np.zeros((40, 200), np.float32), np.zeros((40, 200), np.float32)
+    for left in range(2, 180, 24):
+        cell[2:22, left : left + 20] = 0.95
+    cell[26:36, 2:22] = 0.95
+    border[26:36, 11:13] = 0.45
+    maps = Maps.from_probabilities(cell, border)
+    joined = load_segmenter(path, device="cpu").read(maps).labels()
+    assert joined[30, 4] == joined[30, 20] > 0
+    apart = written(tmp_path / "a.pth", core_threshold=0.6, core_distance=0.1)
+    parted = load_segmenter(apart, device="cpu").read(maps).labels()
+    assert parted[30, 4] != parted[30, 20]
