@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from model.joining import COEFFICIENTS
-from model.metrics import score_cells
+from model.metrics import average_precision, score_cells
 from model.postprocess import CORE_THRESHOLD, Parting, find_parts, find_seams, label_cells
 from model.segmenter import load_segmenter
 from model.types import Labels
@@ -36,15 +36,13 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("weights/best_model.pth"))
     parser.add_argument("--core-threshold", type=float, default=0.3)
     parser.add_argument("--core-distance", type=float, default=0.25)
-    parser.add_argument("--look", default="", help="fit to this kind of picture alone, as evaluate names it")
     options = parser.parse_args()
     segmenter = load_segmenter(options.weights, device="cpu")
     threshold, parting = segmenter.config.threshold, Parting(options.core_threshold, options.core_distance)
     held_out = set(options.val_list.read_text().split())
     pairs = find_pairs(options.data)
     trained = answer_images(segmenter, [pair for pair in pairs if pair.name not in held_out])
-    fitted_to = [answer for answer in trained if options.look in ("", answer.look)]
-    features, is_one = gather(fitted_to, threshold, parting)
+    features, is_one = gather(trained, threshold, parting)
     coefficients = fit(features, is_one)
     print(f"{len(is_one):,} seams, of which {is_one.mean():.2f} lie within a cell")
     print(", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, coefficients, strict=True)))
@@ -63,9 +61,9 @@ def main() -> None:
             for answer, labels in zip(answers, cells, strict=True)
         ]
         dark = [count for count, answer in zip(counts, answers, strict=True) if answer.look == "grey, dark"]
-        hits, extra, missed = np.sum([count[0.5] for count in dark], axis=0)
-        scores = f"{hits / (hits + extra + missed):.3f} | {pooled_mean_ap(dark):.3f}"
-        print(f"| {name} | {pooled_mean_ap(counts):.3f} | {scores} |", flush=True)
+        hits, extra, missed = np.sum([count[0.5] for count in dark], axis=0).tolist()
+        scores = [pooled_mean_ap(counts), average_precision((hits, extra, missed)), pooled_mean_ap(dark)]
+        print(f"| {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |", flush=True)
 
     print("\n| parts are joined | mean AP | grey on dark ground: AP at 0.5 | mean AP |\n|---|---|---|---|")
     for core_threshold in (options.core_threshold, CORE_THRESHOLD):

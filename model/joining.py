@@ -17,7 +17,7 @@ from model.types import Labels
 # regression on the images trained on: `python bench/joining.py`, rounded (decisions/0005).
 COEFFICIENTS = (-4.0, 5.9, -0.55, -0.5, -3.8)
 # In each round the seams are joined that have no likelier one beside them. A long row of parts, each seam likelier than
-# the one before, would take as many rounds as it has parts; images of cells take some four.
+# the one before, would take as many rounds as it has parts; images of cells take few.
 MOST_ROUNDS = 20
 
 Numbers = npt.NDArray[np.int64]

@@ -38,7 +38,7 @@ class Parts:
         first: the lowest number of a part; those below are regions that are whole.
         last: the largest number that there may be; not all numbers are used.
         core_areas: (last + 1,) int64: in pixels, of the core that a part grew from; 0 of a region that is whole.
-        usual_area: median area of the image's cores; 1 without any.
+        usual_area: median area of the image's cores; 1 where no region is parted.
     """
 
     first: int
@@ -47,9 +47,9 @@ class Parts:
     usual_area: float
 
     @classmethod
-    def none(cls, count: int, usual_area: float = 1.0) -> Self:
-        """All of `count` regions are whole."""
-        return cls(count + 1, count, np.zeros(count + 1, dtype=np.int64), usual_area)
+    def none(cls, count: int) -> Self:
+        """All of `count` regions are whole, and no core is asked for."""
+        return cls(count + 1, count, np.zeros(count + 1, dtype=np.int64), 1.0)
 
 
 def label_foreground(shape: tuple[int, int], foreground: Callable[[slice], Mask]) -> tuple[Labels, int]:
@@ -95,9 +95,8 @@ def part(
     Source: skimage.segmentation.watershed (decisions/0005).
     """
     region_of, crowded, area = _mark_seeds(labels, count, core, below_px)
-    usual_area = usual_core_area(area)
     if not crowded.any():
-        return Parts.none(count, usual_area)
+        return Parts.none(count)
     # every seed lies in a crowded region
     floods = np.concatenate([crowded, np.ones(len(region_of) - len(crowded), dtype=np.bool_)])
     height, width = labels.shape
@@ -132,7 +131,7 @@ def part(
                 unreached.append((slice(top, bottom), slice(left, right)))
     _adopt(labels, unreached, crowded)
     core_areas = np.concatenate([np.zeros(count + 1, dtype=np.int64), area[1:].astype(np.int64)])
-    return Parts(count + 1, len(region_of) - 1, core_areas, usual_area)
+    return Parts(count + 1, len(region_of) - 1, core_areas, usual_core_area(area))
 
 
 def usual_core_area(areas: npt.NDArray[Any]) -> float:

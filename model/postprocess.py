@@ -213,7 +213,6 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
     small = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
     mask.reshape(-1)[runs.pixels(small[region])] = False
     area = np.bincount(core, weights=core_runs.lengths, minlength=count)
-    core_areas, usual_area = np.concatenate([[0], area]).astype(np.int64), usual_core_area(area)
     region_of = np.zeros(count, dtype=np.int32)
     region_of[core] = region[runs.holding(core_runs)]
     crowded = are_crowded(region_of, area, count, below_px=min_area_px) & ~small
@@ -227,8 +226,8 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
         parted = flood(_late(maps, box), seeds[box], flooded[box])
         areas = np.bincount(parted.reshape(-1), minlength=count + 1)
         if _joins(maps, parting) and ((areas[1:] > 0) & (areas[1:] < min_area_px)).any():
-            seams = _seams(parted, maps, box, least=1)
-            cell = join_parts(seams, core_areas, usual_area, probability=parting.join_probability)
+            seams, core_areas = _seams(parted, maps, box, least=1), np.concatenate([[0], area]).astype(np.int64)
+            cell = join_parts(seams, core_areas, usual_core_area(area), probability=parting.join_probability)
             areas = np.bincount(cell, weights=areas, minlength=count + 1)[cell]
         too_small = areas < min_area_px
         too_small[0] = False

@@ -117,11 +117,12 @@ def _choose_rule(config: ModelConfig, score: Callable[[Rule], float]) -> tuple[R
     a core is.
     """
     distances = CORE_DISTANCES if "distance" in config.outputs else (config.core_distance,)
-    join = JOIN_PROBABILITY if "border" in config.outputs else config.join_probability
+    has_border = "border" in config.outputs  # without one nothing is joined, whatever the probability
+    join = JOIN_PROBABILITY if has_border else config.join_probability
+    joins = JOIN_PROBABILITIES if has_border else (join,)
     cores = {rule: score(rule) for rule in itertools.product(CORE_THRESHOLDS, distances, (join,))}
     threshold, distance, _ = middle_of_best(cores)
-    joins = JOIN_PROBABILITIES if "border" in config.outputs else (join,)
-    rules = {rule: cores.get(rule) or score(rule) for rule in itertools.product((threshold,), (distance,), joins)}
+    rules = {rule: score(rule) for rule in itertools.product((threshold,), (distance,), joins)}
     chosen = middle_of_best(rules)
     return chosen, rules[chosen]
 
