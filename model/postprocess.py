@@ -215,9 +215,14 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
     area = np.bincount(core, weights=core_runs.lengths, minlength=count)
     region_of = np.zeros(count, dtype=np.int32)
     region_of[core] = region[runs.holding(core_runs)]
+    is_core = area >= CORE_AREA_PX
     crowded = are_crowded(region_of, area, count, below_px=min_area_px) & ~small
+    if crowded.any():  # what grows from a core is larger than that
+        doubtful = is_core & (area < min_area_px) & crowded[region_of]
+        doubtful &= area + _count_own_neighbours(runs, core_runs, core, is_core, doubtful) < min_area_px
+        crowded = np.bincount(region_of[doubtful], minlength=count) > 0
     flooded, seeds = np.zeros_like(mask), np.zeros(mask.shape, dtype=np.int32)
-    is_seed, in_region = (area >= CORE_AREA_PX)[core], region_of[core]
+    is_seed, in_region = is_core[core], region_of[core]
     for chosen in _choose_floods(runs, region, crowded):
         box = runs.box(chosen[region])
         flooded.reshape(-1)[runs.pixels(chosen[region])] = True
@@ -234,6 +239,37 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
         mask[box] &= ~np.take(too_small, parted)
         flooded[box], seeds[box] = False, 0
     return mask
+
+
+def _count_own_neighbours(
+    runs: Runs, core_runs: Runs, core: npt.NDArray[np.int32], is_core: Mask, chosen: Mask
+) -> npt.NDArray[np.int64]:
+    """How many pixels of the mask touch a core, over edges, and no other.
+
+    A flood begins beside the cores, so these fall to it whatever else happens.
+
+    Args:
+        runs, core_runs: of the mask, and of the cores within it.
+        core: (n,) the core that each of their runs belongs to.
+        is_core: (k,) which cores a flood begins from.
+        chosen: (k,) which of these are asked about.
+
+    Returns:
+        (k,) 0 for the others.
+    """
+
+    def core_at(places: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        run = core_runs.at(places)
+        return np.where((run >= 0) & is_core[core[run]], core[run], np.int32(-1))
+
+    asked = chosen[core]
+    places, first = np.unique(core_runs.beside(core_runs.places(asked)), return_index=True)
+    owner = np.repeat(core[asked], core_runs.lengths[asked])[first // 4]
+    free = (runs.at(places) >= 0) & (core_at(places) < 0)
+    places, owner = places[free], owner[free]
+    beside = core_at(core_runs.beside(places))
+    own = ((beside < 0) | (beside == owner[:, None])).all(axis=1)
+    return np.bincount(owner[own], minlength=len(chosen))
 
 
 def _choose_floods(runs: Runs, region: npt.NDArray[np.int32], crowded: Mask) -> list[Mask]:

@@ -73,6 +73,18 @@ class Runs:
         places: Places = np.searchsorted(self.starts, others.starts, side="right") - 1
         return places
 
+    def at(self, places: Places) -> Places:
+        """The run that each place, in the terms of `starts`, lies in, of the same shape; -1 where it is in none."""
+        if not len(self):
+            return np.full(places.shape, -1)
+        found = np.searchsorted(self.starts, places, side="right") - 1
+        return np.where(places < self.stops[found], found, -1)
+
+    def beside(self, places: Places) -> Places:
+        """(k, 4) int64: the places left of, right of, above and below (k,) places; some are not in the image."""
+        beside: Places = places[:, None] + np.array([-1, 1, -self.width - 1, self.width + 1])
+        return beside
+
     def box(self, chosen: Mask) -> tuple[slice, slice]:
         """The rows and columns around some runs, of which there is at least one.
 
@@ -83,6 +95,14 @@ class Runs:
         before = rows * (self.width + 1)
         left, right = (self.starts[chosen] - before).min(), (self.stops[chosen] - before).max()
         return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(left), int(right))
+
+    def places(self, chosen: Mask) -> Places:
+        """(k,) int64: each pixel of some runs, run by run, in the terms of `starts`.
+
+        Args:
+            chosen: (n,) which runs.
+        """
+        return _count_on(self.starts[chosen], self.lengths[chosen])
 
     def pixels(self, chosen: Mask) -> Places:
         """(k,) int64: row * width + column of each pixel of some runs, run by run.

@@ -16,7 +16,7 @@ from model import parting, postprocess
 from model.images import encode_probability
 from model.postprocess import PROBABILITY_LEVELS, Maps, Parting, label_cells, mask_cells, threshold_mask, to_maps
 from model.runs import Runs, label_runs
-from model.types import Labels, Logits, Probability
+from model.types import Labels, Logits, Mask, Probability
 
 
 def disc(shape: tuple[int, int], centre: tuple[int, int], radius: float) -> npt.NDArray[np.bool_]:
@@ -170,6 +170,49 @@ def check_mask_by_runs(seed: int, sigma: float, min_area_px: int) -> None:
             labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
             mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
             np.testing.assert_array_equal(mask, labels > 0)
+
+
+def small_cores(seed: int) -> Maps:
+    """Touching cells with cores of 8 px and a few more, some next to each other, in whatever order they are reached."""
+    generator = np.random.default_rng(seed)
+    cell = ndimage.gaussian_filter(generator.random((60, 70)), 3) > 0.495
+    distance = generator.random(cell.shape) * 0.2
+    for _ in range(40):
+        y, x, down, across = generator.integers((0, 0, 2, 2), (58, 68, 5, 6))
+        distance[y : y + down, x : x + across] = generator.uniform(0.3, 0.9)
+    return Maps.from_probabilities(np.where(cell, 0.9, 0.1).astype(np.float32), distance=distance.astype(np.float32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), min_area_px=st.integers(9, 40))
+def test_the_mask_of_small_cores_is_where_the_labels_are(seed: int, min_area_px: int) -> None:
+    maps = small_cores(seed)
+    labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px)
+    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=min_area_px), labels > 0)
+
+
+@pytest.mark.parametrize(("gap", "floods"), [(4, 0), (1, 1)])
+def test_a_mask_is_not_flooded_where_a_core_and_what_touches_it_alone_are_large_enough(
+    gap: int, floods: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cores of 12 px in one cell; what lies between them touches both where they are a pixel apart."""
+    cell, distance = np.zeros((20, 40), np.float32), np.zeros((20, 40), np.float32)
+    cell[3:12, 3:30] = 0.9
+    distance[6:9, 6:10] = distance[6:9, 10 + gap : 14 + gap] = 0.9
+    flooded = []
+
+    def watch(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:
+        flooded.append(mask)
+        return parting.flood(order, seeds, mask)
+
+    monkeypatch.setattr(postprocess, "flood", watch)
+    maps = Maps.from_probabilities(cell, distance=distance)
+    for min_area_px in (20, 26):  # 12, and 14 around them of which 3 may be between both
+        mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px)
+        np.testing.assert_array_equal(mask, label_cells(maps, threshold=0.5, min_area_px=min_area_px) > 0)
+    assert len(flooded) == floods
+    mask_cells(maps, threshold=0.5, min_area_px=27)
+    assert len(flooded) == floods + 1
 
 
 @pytest.mark.parametrize("far", [False, True])

@@ -44,6 +44,29 @@ def test_a_mask_that_is_empty_or_full(shape: tuple[int, int], value: bool) -> No
     assert runs.pixels(np.ones(len(runs), dtype=np.bool_)).tolist() == list(range(shape[0] * shape[1] * value))
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    sigma=st.sampled_from([0.0, 0.7]),
+)
+def test_what_lies_at_and_beside_a_pixel_is_what_the_mask_has_there(
+    seed: int, shape: tuple[int, int], sigma: float
+) -> None:
+    mask = random_mask(seed, shape, sigma)
+    runs = Runs.find(mask)
+    everywhere = Runs.find(np.ones(shape, dtype=np.bool_))
+    places = everywhere.places(np.ones(len(everywhere), dtype=np.bool_))
+    np.testing.assert_array_equal((runs.at(places) >= 0).reshape(shape), mask)
+    np.testing.assert_array_equal(
+        np.bincount(runs.at(places)[mask.reshape(-1)], minlength=len(runs)), runs.lengths
+    )  # each pixel in its own run
+    padded = np.pad(mask, 1)
+    neighbours = padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]
+    beside = (runs.at(everywhere.beside(places)) >= 0).reshape(*shape, 4)
+    np.testing.assert_array_equal(beside, np.stack(neighbours, axis=-1))
+
+
 def test_corners_and_the_ends_of_rows_join_nothing() -> None:
     mask = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 1]], dtype=bool)
     assert label_runs(Runs.find(mask))[1] == 3
