@@ -1,7 +1,7 @@
 """From logits to probability, mask and labelled cells."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,9 @@ BAND_PX = 1 << 22
 RUNS_SHARE = 1 / 16
 # No more regions than these are flooded each in a box of its own.
 ALONE_REGIONS = 16
+
+# A probability times the steps of its map, and a half: rounded down it is the nearest step.
+Steps = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,16 @@ class Maps:
         cell: Probability, border: Probability | None = None, distance: Probability | None = None
     ) -> "Maps":
         """Maps of (H, W) float32 probabilities in [0, 1]."""
+        return Maps._from_steps(
+            _in_steps(cell, PROBABILITY_LEVELS),
+            *(None if map_ is None else _in_steps(map_, COARSE_LEVELS) for map_ in (border, distance)),
+        )
 
-        def coarse(map_: Probability | None) -> npt.NDArray[np.uint8] | None:
-            return None if map_ is None else (map_ * np.float32(COARSE_LEVELS) + np.float32(0.5)).astype(np.uint8)
-
-        levels = (cell * np.float32(PROBABILITY_LEVELS) + np.float32(0.5)).astype(np.uint16)
-        return Maps(levels, coarse(border), coarse(distance))
+    @staticmethod
+    def _from_steps(cell: Steps, border: Steps | None, distance: Steps | None) -> "Maps":
+        return Maps(
+            cell.astype(np.uint16), *(None if map_ is None else map_.astype(np.uint8) for map_ in (border, distance))
+        )
 
     def empty_like(self, height: int, width: int) -> "Maps":
         """Maps of the same kinds, of another height and width, to be filled by `put`."""
@@ -117,16 +124,19 @@ def to_maps(logits: Logits, outputs: Sequence[str], activation: str) -> Maps:
         outputs: what each of the K maps means, see ModelConfig; several `cell` maps add up.
         activation: `sigmoid` or `softmax` (over the K maps).
     """
-    used = [index for index, name in enumerate(outputs) if name in ("cell", "border", "distance")]
-    if activation == "sigmoid":
-        values = {index: _sigmoid(logits[index]) for index in used}
-    else:
-        shares: Logits = special.softmax(logits, axis=0)
-        values = {index: shares[index] for index in used}
-    cells = [values[index] for index in used if outputs[index] == "cell"]
-    cell = cells[0] if len(cells) == 1 else np.clip(np.sum(cells, axis=0), 0, 1)
-    named = {outputs[index]: values[index] for index in used}
-    return Maps.from_probabilities(cell, named.get("border"), named.get("distance"))
+    in_steps: Callable[[Logits, int], Steps] = _sigmoid_in_steps
+    if activation == "softmax":
+        logits, in_steps = special.softmax(logits, axis=0), _in_steps
+    named: dict[str, Steps] = {}
+    for name, map_ in zip(outputs, logits, strict=True):
+        if name == "cell":
+            cell = in_steps(map_, PROBABILITY_LEVELS)
+            if name in named:
+                cell = np.minimum(named[name] + cell - np.float32(0.5), np.float32(PROBABILITY_LEVELS))
+            named[name] = cell
+        elif name in ("border", "distance"):
+            named[name] = in_steps(map_, COARSE_LEVELS)
+    return Maps._from_steps(named["cell"], named.get("border"), named.get("distance"))
 
 
 def threshold_mask(probability: Probability | Levels, threshold: float) -> Mask:
@@ -449,9 +459,18 @@ def _renumber(labels: Labels, count: int, min_area_px: int) -> None:
         flat[band] = np.take(number, flat[band])
 
 
-def _sigmoid(logits: Logits) -> Logits:
-    """1 / (1 + e**-x), by NumPy's vectorised exponential: several times as quick as scipy.special.expit."""
-    with np.errstate(over="ignore"):  # e**-x of a very negative x is infinite, and the answer 0
-        values: Logits = np.exp(-logits)
-    values += np.float32(1)
-    return np.reciprocal(values, out=values)
+def _in_steps(probability: Probability, levels: int) -> Steps:
+    return probability * np.float32(levels) + np.float32(0.5)
+
+
+def _sigmoid_in_steps(logits: Logits, levels: int) -> Steps:
+    """`_in_steps` of 1 / (1 + e**-x), as 1 - 1 / (1 + e**x): all in one, for each time over the picture counts.
+
+    By NumPy's vectorised exponential, several times as quick as scipy.special.expit.
+    """
+    with np.errstate(over="ignore"):  # e**x of a large x is infinite, and the probability 1
+        steps: Steps = np.exp(logits)
+    steps += np.float32(1)
+    np.divide(np.float32(-levels), steps, out=steps)
+    steps += np.float32(levels + 0.5)
+    return steps
