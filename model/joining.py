@@ -25,22 +25,13 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Seams:
-    """Where parts touch over edges, one entry for each pair of parts.
+    """Where parts touch over edges, one column for each pair of parts.
 
     Attributes:
-        one, other: (n,) their numbers, the lower one first.
-        lengths: (n,) pairs of pixels along it.
-        border, cell: (n,) sums over both pixels of these pairs, in the steps of `model.postprocess.Maps`.
-        places: (n,) of the first pair in the image, which no other seam has: what parts are numbered by does not decide
-            between seams that are as likely as each other.
+        table: (6, n) int64; its rows are the properties below, in their order.
     """
 
-    one: Numbers
-    other: Numbers
-    lengths: Numbers
-    border: Numbers
-    cell: Numbers
-    places: Numbers
+    table: Numbers
 
     @classmethod
     def find(
@@ -79,10 +70,43 @@ class Seams:
             sums = [map_[rows, columns].astype(np.int64) + map_[beside] for map_ in (border, cell)]
             places = 2 * ((rows + origin[0]) * width + columns + origin[1]) + vertical
             found.append(np.stack([low, high, np.ones_like(low), *sums, places]))
-        return cls(*np.concatenate(found, axis=1))._gathered()
+        return cls(np.concatenate(found, axis=1))._gathered()
 
     def __len__(self) -> int:
-        return len(self.one)
+        return int(self.table.shape[1])
+
+    @property
+    def one(self) -> Numbers:
+        """(n,) number of one of both parts, the lower one."""
+        return self._row(0)
+
+    @property
+    def other(self) -> Numbers:
+        """(n,) number of the other part."""
+        return self._row(1)
+
+    @property
+    def lengths(self) -> Numbers:
+        """(n,) pairs of pixels along the seam."""
+        return self._row(2)
+
+    @property
+    def border(self) -> Numbers:
+        """(n,) sum over both pixels of these pairs, in the steps of `model.postprocess.Maps`."""
+        return self._row(3)
+
+    @property
+    def cell(self) -> Numbers:
+        """(n,) the same of the cell's map."""
+        return self._row(4)
+
+    @property
+    def places(self) -> Numbers:
+        """(n,) of the first pair in the image, which no other seam has.
+
+        By it, and not by how parts are numbered, it is decided between seams that are as likely as each other.
+        """
+        return self._row(5)
 
     def together(self, *others: Self) -> Self:
         """These and more, of other rows of the image."""
@@ -90,11 +114,11 @@ class Seams:
 
     def beside(self, *others: Self) -> Self:
         """These and more, between other parts."""
-        return type(self)(*np.concatenate([seams._columns() for seams in (self, *others)], axis=1))
+        return type(self)(np.concatenate([self.table, *(seams.table for seams in others)], axis=1))
 
     def only(self, chosen: npt.NDArray[np.bool_]) -> Self:
         """Some of them."""
-        return type(self)(*self._columns()[:, chosen])
+        return type(self)(self.table[:, chosen])
 
     def renumbered(self, numbers: Numbers) -> Self:
         """With new numbers of the parts; a seam within one of them is none any more.
@@ -102,9 +126,9 @@ class Seams:
         Args:
             numbers: (m,) the new number by the old.
         """
-        pair = np.stack([numbers[self.one], numbers[self.other]])
-        columns = np.concatenate([[pair.min(axis=0), pair.max(axis=0)], self._columns()[2:]])
-        return type(self)(*columns[:, pair[0] != pair[1]])._gathered()
+        pair = numbers[self.table[:2]]
+        table = np.concatenate([[pair.min(axis=0), pair.max(axis=0)], self.table[2:]])
+        return type(self)(table[:, pair[0] != pair[1]])._gathered()
 
     def describe(self, sizes: Numbers, usual: float) -> npt.NDArray[np.float64]:
         """(5, n) what tells whether both parts are one cell.
@@ -133,18 +157,19 @@ class Seams:
         odds: npt.NDArray[np.float64] = (np.array(COEFFICIENTS)[:, None] * self.describe(sizes, usual)).sum(axis=0)
         return odds
 
-    def _columns(self) -> Numbers:
-        return np.stack([self.one, self.other, self.lengths, self.border, self.cell, self.places])
+    def _row(self, index: int) -> Numbers:
+        row: Numbers = self.table[index]
+        return row
 
     def _gathered(self) -> Self:
-        """One entry a pair of parts."""
+        """One column a pair of parts."""
         order = np.lexsort((self.other, self.one))
-        columns = self._columns()[:, order]
-        new = np.flatnonzero((np.diff(columns[:2], axis=1, prepend=-1) != 0).any(axis=0))
+        table = self.table[:, order]
+        new = np.flatnonzero((np.diff(table[:2], axis=1, prepend=-1) != 0).any(axis=0))
         if len(new) == len(order):
-            return type(self)(*columns)
-        sums, places = np.add.reduceat(columns[2:5], new, axis=1), np.minimum.reduceat(columns[5:], new, axis=1)
-        return type(self)(*np.concatenate([columns[:2, new], sums, places]))
+            return type(self)(table)
+        sums, places = np.add.reduceat(table[2:5], new, axis=1), np.minimum.reduceat(table[5:], new, axis=1)
+        return type(self)(np.concatenate([table[:2, new], sums, places]))
 
 
 def join_parts(seams: Seams, sizes: Numbers, usual: float, *, probability: float) -> npt.NDArray[np.int32]:

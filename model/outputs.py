@@ -14,6 +14,7 @@ import numpy.typing as npt
 import roifile
 from skimage.measure import regionprops_table
 
+from model.bands import cut_rows
 from model.errors import ImageError
 from model.images import draw_overlay, encode_labels, encode_mask, encode_png, encode_probability, to_display
 from model.quality import Flag, describe_quality
@@ -392,10 +393,9 @@ def _mean_intensity(labels: Labels, plane: npt.NDArray[Any]) -> npt.NDArray[np.f
     """The mean by label over finite pixels, NaN where there are none; by bands of rows, so that memory stays small."""
     length = int(labels.max(initial=0)) + 1
     sums, counts = np.zeros(length), np.zeros(length)
-    rows = max(1, BAND_PX // max(labels.shape[1], 1))
-    for top in range(0, labels.shape[0], rows):
-        numbers = labels[top : top + rows].ravel()
-        values = plane[top : top + rows].ravel().astype(np.float64)
+    for band in cut_rows(labels.shape, BAND_PX):
+        numbers = labels[band].ravel()
+        values = plane[band].ravel().astype(np.float64)
         finite = np.isfinite(values)
         sums += np.bincount(numbers[finite], weights=values[finite], minlength=length)
         counts += np.bincount(numbers[finite], minlength=length)

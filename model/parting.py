@@ -3,7 +3,7 @@
 By bands and blocks, so that memory follows the size of a block and not that of the image.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.segmentation import watershed
 
+from model.bands import cut_rows
 from model.runs import find_runs
 from model.types import Labels, Mask
 
@@ -64,7 +65,7 @@ def label_foreground(shape: tuple[int, int], foreground: Callable[[slice], Mask]
 
     Source: cv2.connectedComponents; beyond AT_ONCE_PX scipy.ndimage.label, slower and with no mask beside the numbers.
     """
-    bands = list(_bands(shape))
+    bands = _bands(shape)
     if len(bands) == 1:
         return label_regions(foreground(bands[0]))
     numbers = np.empty(shape, dtype=np.int32)
@@ -245,7 +246,7 @@ def _mark_seeds(
     areas: list[npt.NDArray[Any]] = [np.zeros(1)]
     regions = [np.zeros(1, dtype=np.int32)]
     joints: list[npt.NDArray[np.int32]] = []
-    bands = list(_bands(labels.shape))
+    bands = _bands(labels.shape)
     n = 0
     for band in bands:
         cores = core(band) & (labels[band] > 0)
@@ -289,7 +290,6 @@ def _join(n: int, joints: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:
     return lowest
 
 
-def _bands(shape: tuple[int, ...]) -> Iterator[slice]:
+def _bands(shape: tuple[int, ...]) -> list[slice]:
     """Rows of an image: all of them, or a quarter of AT_ONCE_PX at a time."""
-    step = shape[0] if shape[0] * shape[1] <= AT_ONCE_PX else max(1, AT_ONCE_PX // 4 // shape[1])
-    return (slice(top, min(top + step, shape[0])) for top in range(0, shape[0], step))
+    return cut_rows(shape, AT_ONCE_PX if shape[0] * shape[1] <= AT_ONCE_PX else AT_ONCE_PX // 4)

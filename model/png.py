@@ -14,6 +14,8 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
+from model.bands import cut
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB = 0, 2  # colour types
 SAMPLES = {GREY: 1, RGB: 3}
@@ -137,9 +139,8 @@ def _pack(pixels: npt.NDArray[Any], content: Content) -> Iterator[bytes]:
         return
     strategy = zlib.Z_DEFAULT_STRATEGY if content == "labels" else zlib.Z_RLE
     packer = zlib.compressobj(1, strategy=strategy)
-    step = max(1, BAND_BYTES // row_bytes)
-    for top in range(0, pixels.shape[0], step):
-        packed = packer.compress(_filtered(pixels, top, min(top + step, pixels.shape[0]), filter_type).data)
+    for band in cut(pixels.shape[0], max(1, BAND_BYTES // row_bytes)):
+        packed = packer.compress(_filtered(pixels, band.start, band.stop, filter_type).data)
         if packed:
             yield packed
     yield packer.flush()

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from model.bands import cut, cut_rows
 from model.joining import Seams, join_parts
 from model.parting import (
     CORE_AREA_PX,
@@ -307,7 +308,7 @@ def _choose_floods(runs: Runs, region: npt.NDArray[np.int32], crowded: Mask) -> 
 def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, parting: Parting) -> Mask:
     labels, count = _regions(maps, threshold, min_area_px, parting, mask_only=True)
     flat = labels.reshape(-1)
-    bands = [slice(start, start + BAND_PX) for start in range(0, flat.size, BAND_PX)]
+    bands = cut(flat.size, BAND_PX)
     areas = np.zeros(count + 1)
     for band in bands:
         _, lengths, number_of_run = find_runs(flat[band])
@@ -317,7 +318,7 @@ def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, parting: Par
     # The mask takes the room of the labels, whose bytes before a band have been read: a large image has none for both.
     mask = flat.view(np.bool_)
     for band in bands:
-        mask[band.start : min(band.stop, flat.size)] = np.take(kept, flat[band])
+        mask[band] = np.take(kept, flat[band])
     return mask[: flat.size].reshape(labels.shape)
 
 
@@ -331,7 +332,7 @@ def _regions(
         seams = find_seams(labels, maps, parts)
         cell = join_parts(seams, parts.core_areas, parts.usual_area, probability=parting.join_probability)
         if (cell < np.arange(len(cell))).any():
-            for band in _bands_of_rows(labels):
+            for band in cut_rows(labels.shape, BAND_PX):
                 labels[band] = np.take(cell, labels[band])
     return labels, parts.last
 
@@ -362,15 +363,9 @@ def find_seams(labels: Labels, maps: Maps, parts: Parts) -> Seams:
     """Where the parts of find_parts touch; there has to be a border map."""
     first, *others = (
         _seams(labels[band.start : band.stop + 1], maps, (band, slice(None)), least=parts.first)
-        for band in _bands_of_rows(labels)
+        for band in cut_rows(labels.shape, BAND_PX)
     )
     return first.together(*others) if others else first
-
-
-def _bands_of_rows(labels: Labels) -> list[slice]:
-    """Rows of an image, BAND_PX at the most."""
-    step = max(1, BAND_PX // labels.shape[1])
-    return [slice(top, min(top + step, len(labels))) for top in range(0, len(labels), step)]
 
 
 def _joins(maps: Maps, parting: Parting) -> bool:
@@ -442,7 +437,7 @@ def _renumber(labels: Labels, count: int, min_area_px: int) -> None:
     areas = np.zeros(count + 1)
     first = np.full(count + 1, labels.size, dtype=np.int64)
     flat = labels.reshape(-1)
-    bands = [slice(start, min(start + BAND_PX, flat.size)) for start in range(0, flat.size, BAND_PX)]
+    bands = cut(flat.size, BAND_PX)
     for band in bands:
         starts, lengths, number_of_run = find_runs(flat[band])
         areas += np.bincount(number_of_run, weights=lengths, minlength=count + 1)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from model.bands import cut_rows
 from model.errors import ImageError
 from model.types import Image, Planes
 
@@ -90,9 +91,7 @@ class Preprocessor:
         return planes.astype(np.float32) if factor == 1 else planes.astype(np.float32) * factor
 
     def _bands(self) -> Iterator[Image]:
-        height, width = self.shape[1:]
-        step = max(1, BAND_PX // width)
-        return (self._rows.read_rows(top, min(top + step, height)) for top in range(0, height, step))
+        return (self._rows.read_rows(band.start, band.stop) for band in cut_rows(self.shape[1:], BAND_PX))
 
     def _channels(self, band: Image) -> npt.NDArray[Any]:
         return _to_channels(band, self.shape[0], self._range)
