@@ -11,17 +11,9 @@ from scipy import special
 
 from model.bands import cut, cut_rows
 from model.joining import Seams, join_parts
-from model.parting import (
-    CORE_AREA_PX,
-    Parts,
-    are_crowded,
-    flood,
-    is_one_block,
-    label_foreground,
-    part,
-    usual_core_area,
-)
-from model.runs import Runs, find_runs, label_runs
+from model.parting import Parts, flood, is_one_block, label_foreground, part, usual_core_area
+from model.regions import Regions
+from model.runs import Runs, find_runs
 from model.types import Labels, Levels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
@@ -36,8 +28,6 @@ COARSE_LEVELS = 255
 BAND_PX = 1 << 22
 # A mask with more runs a pixel than this is noise, whose regions are found more quickly pixel by pixel.
 RUNS_SHARE = 1 / 16
-# No more regions than these are flooded each in a box of its own.
-ALONE_REGIONS = 16
 
 # A probability times the steps of its map, and a half: rounded down it is the nearest step.
 Steps = npt.NDArray[np.float32]
@@ -220,89 +210,40 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
     if not len(runs):
         return mask
     core_runs = Runs.find(_core(maps, parting, (slice(None),)) & mask if _has_cores(maps, parting) else mask[:0])
-    (region, core), count = label_runs(runs, core_runs)
-    small = np.bincount(region, weights=runs.lengths, minlength=count) < min_area_px
-    mask.reshape(-1)[runs.pixels(small[region])] = False
-    area = np.bincount(core, weights=core_runs.lengths, minlength=count)
-    region_of = np.zeros(count, dtype=np.int32)
-    region_of[core] = region[runs.holding(core_runs)]
-    is_core = area >= CORE_AREA_PX
-    crowded = are_crowded(region_of, area, count, below_px=min_area_px) & ~small
-    if crowded.any():  # what grows from a core is larger than that
-        doubtful = is_core & (area < min_area_px) & crowded[region_of]
-        doubtful &= area + _count_own_neighbours(runs, core_runs, core, is_core, doubtful) < min_area_px
-        crowded = np.bincount(region_of[doubtful], minlength=count) > 0
-    flooded, seeds = np.zeros_like(mask), np.zeros(mask.shape, dtype=np.int32)
-    is_seed, in_region = is_core[core], region_of[core]
-    for chosen in _choose_floods(runs, region, crowded):
-        box = runs.box(chosen[region])
-        flooded.reshape(-1)[runs.pixels(chosen[region])] = True
-        seeding = is_seed & chosen[in_region]
-        seeds.reshape(-1)[core_runs.pixels(seeding)] = np.repeat(core[seeding] + 1, core_runs.lengths[seeding])
-        parted = flood(_late(maps, box), seeds[box], flooded[box])
-        areas = np.bincount(parted.reshape(-1), minlength=count + 1)
-        if _joins(maps, parting) and ((areas[1:] > 0) & (areas[1:] < min_area_px)).any():
-            seams, core_areas = _seams(parted, maps, box, least=1), np.concatenate([[0], area]).astype(np.int64)
-            cell = join_parts(seams, core_areas, usual_core_area(area), probability=parting.join_probability)
-            areas = np.bincount(cell, weights=areas, minlength=count + 1)[cell]
-        too_small = areas < min_area_px
-        too_small[0] = False
-        mask[box] &= ~np.take(too_small, parted)
-        flooded[box], seeds[box] = False, 0
+    regions = Regions.find(runs, core_runs)
+    small = regions.areas < min_area_px
+    mask.reshape(-1)[runs.pixels(small[regions.region])] = False
+    for chosen in regions.to_floods(regions.are_doubtful(min_area_px)):
+        box, seeds, pixels = regions.cut_out(chosen)
+        parts = flood(_late(maps, box), seeds, pixels)
+        mask[box] &= ~np.take(_are_small(parts, maps, box, regions.core_areas, parting, min_area_px), parts)
     return mask
 
 
-def _count_own_neighbours(
-    runs: Runs, core_runs: Runs, core: npt.NDArray[np.int32], is_core: Mask, chosen: Mask
-) -> npt.NDArray[np.int64]:
-    """How many pixels of the mask touch a core, over edges, and no other.
-
-    A flood begins beside the cores, so these fall to it whatever else happens.
-
-    Args:
-        runs, core_runs: of the mask, and of the cores within it.
-        core: (n,) the core that each of their runs belongs to.
-        is_core: (k,) which cores a flood begins from.
-        chosen: (k,) which of these are asked about.
-
-    Returns:
-        (k,) 0 for the others.
-    """
-
-    def core_at(places: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        run = core_runs.at(places)
-        return np.where((run >= 0) & is_core[core[run]], core[run], np.int32(-1))
-
-    asked = chosen[core]
-    places, first = np.unique(core_runs.beside(core_runs.places(asked)), return_index=True)
-    owner = np.repeat(core[asked], core_runs.lengths[asked])[first // 4]
-    free = (runs.at(places) >= 0) & (core_at(places) < 0)
-    places, owner = places[free], owner[free]
-    beside = core_at(core_runs.beside(places))
-    own = ((beside < 0) | (beside == owner[:, None])).all(axis=1)
-    return np.bincount(owner[own], minlength=len(chosen))
-
-
-def _choose_floods(runs: Runs, region: npt.NDArray[np.int32], crowded: Mask) -> list[Mask]:
-    """Which regions are flooded in one go: a flood's time follows its box, and few regions far apart have a large one.
+def _are_small(
+    parts: Labels,
+    maps: Maps,
+    box: tuple[slice, slice],
+    core_areas: npt.NDArray[np.int64],
+    parting: Parting,
+    min_area_px: int,
+) -> Mask:
+    """(k + 1,) which of the parts in a box of an image belong to cells that are too small; not 0, which is no part.
 
     Args:
-        runs: of the mask.
-        region: (n,) of each run.
-        crowded: (k,) which regions are to be flooded.
-
-    Returns:
-        For each flood (k,) which regions; all of them at once, or each alone.
+        parts: (H, W), numbers of the k cores, each one more.
+        maps, parting, min_area_px: as mask_cells.
+        core_areas: (k,) in pixels, of all cores of the image.
     """
-    numbers = np.flatnonzero(crowded)
-    if not len(numbers):
-        return []
-    if len(numbers) > ALONE_REGIONS:
-        return [crowded]
-    alone = [np.arange(len(crowded)) == number for number in numbers]
-    boxes = [runs.box(chosen[region]) for chosen in (crowded, *alone)]
-    whole, *single = ((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in boxes)
-    return alone if sum(single) < whole else [crowded]
+    areas = np.bincount(parts.reshape(-1), minlength=len(core_areas) + 1)
+    if _joins(maps, parting) and ((areas[1:] > 0) & (areas[1:] < min_area_px)).any():
+        sizes = np.concatenate([[0], core_areas])
+        seams = _seams(parts, maps, box, least=1)
+        cell = join_parts(seams, sizes, usual_core_area(core_areas), probability=parting.join_probability)
+        areas = np.bincount(cell, weights=areas, minlength=len(sizes))[cell]
+    small: Mask = areas < min_area_px
+    small[0] = False
+    return small
 
 
 def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, parting: Parting) -> Mask:

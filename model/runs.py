@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from model.types import Mask
 
 Places = npt.NDArray[np.int64]
+Box = tuple[slice, slice]  # rows and columns
 Value = TypeVar("Value", np.int32, np.bool_)
 
 
@@ -85,7 +86,7 @@ class Runs:
         beside: Places = places[:, None] + np.array([-1, 1, -self.width - 1, self.width + 1])
         return beside
 
-    def box(self, chosen: Mask) -> tuple[slice, slice]:
+    def box(self, chosen: Mask) -> Box:
         """The rows and columns around some runs, of which there is at least one.
 
         Args:
@@ -104,14 +105,18 @@ class Runs:
         """
         return _count_on(self.starts[chosen], self.lengths[chosen])
 
-    def pixels(self, chosen: Mask) -> Places:
+    def pixels(self, chosen: Mask, box: Box | None = None) -> Places:
         """(k,) int64: row * width + column of each pixel of some runs, run by run.
 
         Args:
             chosen: (n,) which runs.
+            box: that holds them, for rows, columns and width within it.
         """
-        starts = self.starts[chosen]
-        return _count_on(starts - starts // (self.width + 1), self.lengths[chosen])
+        rows, columns = np.divmod(self.starts[chosen], self.width + 1)
+        if box is None:
+            return _count_on(rows * self.width + columns, self.lengths[chosen])
+        width = box[1].stop - box[1].start
+        return _count_on((rows - box[0].start) * width + columns - box[1].start, self.lengths[chosen])
 
 
 def _count_on(first: Places, lengths: Places) -> Places:

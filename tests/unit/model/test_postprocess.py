@@ -12,10 +12,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image as PillowImage
 from scipy import ndimage
 
-from model import parting, postprocess
+from model import parting, postprocess, regions
 from model.images import encode_probability
 from model.postprocess import PROBABILITY_LEVELS, Maps, Parting, label_cells, mask_cells, threshold_mask, to_maps
-from model.runs import Runs, label_runs
+from model.regions import Regions
+from model.runs import Runs
 from model.types import Labels, Logits, Mask, Probability
 
 
@@ -155,7 +156,7 @@ def test_the_mask_is_where_the_labels_are_whatever_is_parted_and_dropped(
 def test_a_mask_by_runs_is_the_mask_by_labels(seed: int, sigma: float, min_area_px: int, alone: int) -> None:
     """Also of what looks like no cell, where many runs make the runs give up, and flooded alone or together."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postprocess, "ALONE_REGIONS", alone)
+        patch.setattr(regions, "ALONE_REGIONS", alone)
         check_mask_by_runs(seed, sigma, min_area_px)
 
 
@@ -224,12 +225,11 @@ def test_regions_are_flooded_alone_where_their_boxes_are_the_smaller(far: bool) 
     else:
         mask[2:50, 10:12] = mask[48:50, 2:12] = True  # around the first
         mask[2:4, 10:40] = True
-    runs = Runs.find(mask)
-    [region], count = label_runs(runs)
-    assert count == 2
-    floods = postprocess._choose_floods(runs, region, np.ones(count, np.bool_))
+    found = Regions.find(Runs.find(mask), Runs.find(mask[:0]))
+    assert len(found) == 2
+    floods = found.to_floods(np.ones(2, np.bool_))
     assert [int(chosen.sum()) for chosen in floods] == ([1, 1] if far else [2])
-    assert postprocess._choose_floods(runs, region, np.zeros(count, np.bool_)) == []
+    assert found.to_floods(np.zeros(2, np.bool_)) == []
 
 
 def test_what_a_flood_leaves_out_is_no_small_cell() -> None:
