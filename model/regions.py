@@ -1,4 +1,4 @@
-"""The regions of a mask and the cores in them, by runs, and which have to be flooded to know how large their cells are."""
+"""The regions of a mask and the cores in them, by runs: which have to be flooded to know how large their cells are."""
 
 from dataclasses import dataclass
 from typing import Self
