@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 from contextlib import suppress
 
 from fastapi import FastAPI
@@ -25,7 +24,7 @@ from app.errors import (
 from app.lifecycle import Lifecycle
 from app.logs import FIELDS
 from app.metrics import Metrics
-from app.notes import Notes, open_notes
+from app.notes import Notes, new_request_id, open_notes
 from app.settings import Settings
 from app.tracing import UNTRACED, RequestTrace, Tracing, parse_trace_id
 
@@ -126,7 +125,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, lifecycle: Lifecycle, settings: Settings) -> None:
         headers = Headers(scope=scope)
         asked_id = headers.get("x-request-id", "")
-        self.request_id = asked_id if REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        self.request_id = asked_id if REQUEST_ID.fullmatch(asked_id) else new_request_id()
         self._head = scope["method"] == "HEAD"
         # HEAD is GET without the body, on every route.
         self.scope = {**scope, "request_id": self.request_id, "method": "GET" if self._head else scope["method"]}

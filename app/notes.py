@@ -4,12 +4,22 @@ The outermost layer opens the notes, whoever knows something writes it down, and
 request has ended. They travel in a context variable, so that the service need not pass them on.
 """
 
+import random
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
 StageName = Literal["queue", "decode", "infer", "encode"]
+
+
+def new_request_id() -> str:
+    """32 hex digits, of no meaning and no secret.
+
+    Not of the system's random numbers: to ask for these lets go of the interpreter, which the threads that decode then
+    keep from the event loop for a good part of a millisecond.
+    """
+    return f"{random.getrandbits(128):032x}"
 
 
 @dataclass(frozen=True)

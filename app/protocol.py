@@ -5,7 +5,6 @@ What is no request gets a problem like any other refusal, and is counted. Deadli
 
 import asyncio
 import logging
-import uuid
 from typing import Any
 
 import httptools
@@ -22,6 +21,7 @@ from app.errors import (
 )
 from app.logs import FIELDS
 from app.middleware import DAMAGE, SECURITY_HEADERS
+from app.notes import new_request_id
 from app.service import Service
 
 logger = logging.getLogger("app.request")
@@ -231,7 +231,7 @@ class Protocol(HttpToolsProtocol):
             cycle.keep_alive = False
             cycle.message_event.set()
             return
-        request_id = uuid.uuid4().hex
+        request_id = new_request_id()
         response = problem_response(error, request_id)
         headers = [*self.server_state.default_headers, *response.raw_headers, *SECURITY_HEADERS]
         headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]

@@ -115,6 +115,12 @@ def test_before_it_is_ready_it_says_so(tiny_weights: Path) -> None:
     assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (503, "starting")
 
 
+def test_each_request_has_an_id_of_its_own(client: TestClient) -> None:
+    ids = {client.get("/livez").headers["x-request-id"] for _ in range(20)}
+    assert len(ids) == 20
+    assert all(re.fullmatch("[0-9a-f]{32}", request_id) for request_id in ids)
+
+
 def test_an_unforeseen_error_is_logged_and_not_shown(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
