@@ -104,7 +104,7 @@ class Seams:
     def places(self) -> Numbers:
         """(n,) of the first pair in the image, which no other seam has.
 
-        By it, and not by how parts are numbered, it is decided between seams that are as likely as each other.
+        It decides between seams that are as likely as each other, so that the numbers of the parts do not.
         """
         return self._row(5)
 

@@ -225,7 +225,7 @@ def flood(order: npt.NDArray[np.int32], seeds: Labels, mask: Mask) -> Labels:
     inside = cv2.erode((seeds > 0).view(np.uint8), cross).view(np.bool_)
     rims = np.where(inside, 0, seeds)
     # The queue takes equal seeds in an order that hangs on all else in it. Here each has a place, before what it floods
-    # and by rows, so that a region is parted alike in any company.
+    # and by rows, so that a region is parted alike in any company. model.regions counts on all seeds coming first.
     starts = rims > 0
     n = np.count_nonzero(starts)
     order[starts] = np.arange(n, dtype=np.int32) + (order.min(initial=0) - np.int32(n))

@@ -13,7 +13,7 @@ from model.bands import cut, cut_rows
 from model.joining import Seams, join_parts
 from model.parting import Parts, flood, is_one_block, label_foreground, part, usual_core_area
 from model.regions import Regions
-from model.runs import Runs, find_runs
+from model.runs import Box, Runs, find_runs
 from model.types import Labels, Levels, Logits, Mask, Probability
 
 PROBABILITY_LEVELS = 65535
@@ -114,6 +114,9 @@ def to_maps(logits: Logits, outputs: Sequence[str], activation: str) -> Maps:
         logits: raw output of the network.
         outputs: what each of the K maps means, see ModelConfig; several `cell` maps add up.
         activation: `sigmoid` or `softmax` (over the K maps).
+
+    Raises:
+        ValueError: `outputs` are not K.
     """
     in_steps: Callable[[Logits, int], Steps] = _sigmoid_in_steps
     if activation == "softmax":
@@ -216,34 +219,16 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
     for chosen in regions.to_floods(regions.are_doubtful(min_area_px)):
         box, seeds, pixels = regions.cut_out(chosen)
         parts = flood(_late(maps, box), seeds, pixels)
-        mask[box] &= ~np.take(_are_small(parts, maps, box, regions.core_areas, parting, min_area_px), parts)
+        areas = np.bincount(parts.reshape(-1), minlength=len(regions) + 1)
+        small = (areas > 0) & (areas < min_area_px)
+        small[0] = False  # what is no part
+        if small.any() and _joins(maps, parting):
+            core_areas = np.concatenate([[0], regions.core_areas])
+            usual, seams = usual_core_area(regions.core_areas), _seams(parts, maps, box, least=1)
+            cell = join_parts(seams, core_areas, usual, probability=parting.join_probability)
+            small &= np.bincount(cell, weights=areas, minlength=len(areas))[cell] < min_area_px
+        mask[box] &= ~np.take(small, parts)
     return mask
-
-
-def _are_small(
-    parts: Labels,
-    maps: Maps,
-    box: tuple[slice, slice],
-    core_areas: npt.NDArray[np.int64],
-    parting: Parting,
-    min_area_px: int,
-) -> Mask:
-    """(k + 1,) which of the parts in a box of an image belong to cells that are too small; not 0, which is no part.
-
-    Args:
-        parts: (H, W), numbers of the k cores, each one more.
-        maps, parting, min_area_px: as mask_cells.
-        core_areas: (k,) in pixels, of all cores of the image.
-    """
-    areas = np.bincount(parts.reshape(-1), minlength=len(core_areas) + 1)
-    if _joins(maps, parting) and ((areas[1:] > 0) & (areas[1:] < min_area_px)).any():
-        sizes = np.concatenate([[0], core_areas])
-        seams = _seams(parts, maps, box, least=1)
-        cell = join_parts(seams, sizes, usual_core_area(core_areas), probability=parting.join_probability)
-        areas = np.bincount(cell, weights=areas, minlength=len(sizes))[cell]
-    small: Mask = areas < min_area_px
-    small[0] = False
-    return small
 
 
 def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, parting: Parting) -> Mask:
@@ -314,7 +299,7 @@ def _joins(maps: Maps, parting: Parting) -> bool:
     return maps.border is not None and parting.join_probability < 1
 
 
-def _seams(labels: Labels, maps: Maps, at: tuple[slice, slice], *, least: int) -> Seams:
+def _seams(labels: Labels, maps: Maps, at: Box, *, least: int) -> Seams:
     """Within a part of the image; of the labels there may be a row more, which its last row is compared with."""
     if maps.border is None:
         raise ValueError("seams are judged by a border map, and there is none")

@@ -12,13 +12,15 @@ from model.types import Labels, Mask
 
 # No more regions than these are flooded each in a box of its own.
 ALONE_REGIONS = 16
+# Neighbours are counted of cores that are at most this part, one over it, of their region.
+COUNTED_SHARE = 4
 
 Numbers = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions and cores have their numbers from one row, 0..k-1.
+    """Regions and cores are numbered in one sequence, 0..k-1, so a number is either a region's or a core's.
 
     Attributes:
         runs, core_runs: of the mask, and of the cores, which lie within it.
@@ -26,7 +28,7 @@ class Regions:
         core: (m,) the core of each run of the cores.
         areas: (k,) of the regions, in pixels; 0 of a core.
         core_areas: (k,) of the cores; 0 of a region.
-        region_of: (k,) the region of each core; of a region nothing.
+        region_of: (k,) the region of each core; 0 of a region, which has no area as a core and so counts for nothing.
     """
 
     runs: Runs
@@ -53,14 +55,23 @@ class Regions:
         return len(self.areas)
 
     def are_doubtful(self, below_px: int) -> Mask:
-        """(k,) bool: in which regions of that area a cell may be smaller than it, so that they have to be flooded."""
+        """(k,) bool: in which regions of at least that area a cell may be smaller, so that they have to be flooded."""
         crowded = are_crowded(self.region_of, self.core_areas, len(self), below_px=below_px) & (self.areas >= below_px)
         if not crowded.any():
             return crowded
-        doubtful = self._are_seeds & (self.core_areas < below_px) & crowded[self.region_of]
-        doubtful &= self.core_areas + self._count_own_neighbours(doubtful) < below_px
-        holding: Mask = np.bincount(self.region_of[doubtful], minlength=len(self)) > 0
-        return holding
+        small = self._are_seeds & (self.core_areas < below_px) & crowded[self.region_of]
+        # A core of n pixels has at most 2 n + 2 neighbours. And to count takes longer for a pixel than to flood does.
+        too_small = self._regions_of(small & (3 * self.core_areas + 2 < below_px)) > 0
+        asked_px = np.bincount(self.region_of[small], weights=self.core_areas[small], minlength=len(self))
+        counted = crowded & ~too_small & (asked_px * COUNTED_SHARE <= self.areas)
+        asked = small & counted[self.region_of]
+        if asked.any():
+            asked &= self.core_areas + self._count_own_neighbours(asked) < below_px
+        return (crowded & ~counted) | (self._regions_of(asked) > 0)
+
+    def _regions_of(self, cores: Mask) -> Places:
+        """(k,) how many of some cores each region holds."""
+        return np.bincount(self.region_of[cores], minlength=len(self))
 
     def to_floods(self, chosen: Mask) -> list[Mask]:
         """Which of the (k,) chosen regions are flooded in one go: all of them, or each alone.
@@ -97,7 +108,8 @@ class Regions:
     def _count_own_neighbours(self, chosen: Mask) -> Places:
         """(k,) how many pixels of the mask touch a chosen core, over edges, and no other; 0 for the rest.
 
-        A flood begins beside the cores, so these fall to it whatever else happens.
+        model.parting.flood takes the rims of all cores before anything else, and what it takes gives its number to all
+        that touches it and has none, so these fall to that core whatever else happens.
         """
         are_seeds = self._are_seeds
 
@@ -107,7 +119,7 @@ class Regions:
 
         asked = chosen[self.core]
         places, first = np.unique(self.core_runs.beside(self.core_runs.places(asked)), return_index=True)
-        owner = np.repeat(self.core[asked], self.core_runs.lengths[asked])[first // 4]
+        owner = np.repeat(self.core[asked], self.core_runs.lengths[asked])[first // 4]  # four places for each pixel
         free = (self.runs.at(places) >= 0) & (seed_at(places) < 0)
         places, owner = places[free], owner[free]
         beside = seed_at(self.core_runs.beside(places))

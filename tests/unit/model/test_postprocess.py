@@ -244,6 +244,15 @@ def test_what_a_flood_leaves_out_is_no_small_cell() -> None:
     np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=19), labels > 0)
 
 
+def test_a_region_as_large_as_the_least_cell_but_of_two_is_dropped() -> None:
+    cell, distance = np.zeros((10, 20), np.float32), np.zeros((10, 20), np.float32)
+    cell[4:6, 4:14] = distance[4:6, 4:8] = distance[4:6, 10:14] = 0.9
+    maps = Maps.from_probabilities(cell, distance=distance)
+    assert mask_cells(maps, threshold=0.5, min_area_px=10).sum() == 20
+    assert not label_cells(maps, threshold=0.5, min_area_px=20).any()
+    assert not mask_cells(maps, threshold=0.5, min_area_px=20).any()
+
+
 def test_an_empty_mask_has_no_cores_to_look_for() -> None:
     maps = Maps.from_probabilities(np.zeros((20, 20), np.float32))
     assert not mask_cells(maps, threshold=0.5, min_area_px=5, parting=Parting(1.5)).any()
@@ -423,6 +432,18 @@ def test_softmax_is_over_the_maps_and_several_cell_maps_add_up() -> None:
     background = np.exp(logits[0]) / np.exp(logits).sum(0)
     np.testing.assert_allclose(maps.probability, 1 - background, atol=2e-5)
     assert maps.border is None
+
+
+def test_shares_that_add_up_are_rounded_once_and_reach_no_further_than_1() -> None:
+    logits = three_maps()
+    levels = to_maps(logits, ("background", "cell", "cell"), "softmax").cell
+    exact = np.exp(logits.astype(np.float64))
+    exact = PROBABILITY_LEVELS * (1 - exact[0] / exact.sum(0))
+    np.testing.assert_allclose(levels, exact, atol=0.55)
+    assert abs((levels - exact).mean()) < 0.1
+    several = to_maps(np.full((2, 1, 3), [-9, 0.4, 9], np.float32), ("cell", "cell"), "sigmoid").cell
+    assert several[0, 0] == 16  # 2 / (1 + e**9)
+    assert several[0, 1:].tolist() == [PROBABILITY_LEVELS] * 2
 
 
 def test_each_map_is_found_by_its_name() -> None:
