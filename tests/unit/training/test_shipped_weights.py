@@ -13,7 +13,7 @@ from training.synthesize import draw_cells
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "weights"
 SIDE = 256
-# docs/accuracy.md has what each is taken for; bricks are at 0.4 %, the others at 3 % at most
+# of the pictures below 3 % at most are taken for cells by either (bench/robustness.py)
 MOST_OF_OTHER_THINGS = 0.05
 
 
