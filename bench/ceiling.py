@@ -20,13 +20,13 @@ from skimage.measure import label
 from skimage.segmentation import relabel_sequential, watershed
 from tqdm import tqdm
 
-from model.metrics import Counts, average_precision, score_cells
+from model.metrics import Counts, score_cells
 from model.postprocess import Maps
 from model.segmenter import Segmenter, load_segmenter
 from model.types import Image, Labels, Mask
 from training.data import Pair, find_pairs
 from training.dataset import PairCache
-from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_mean_ap
+from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_ap, pooled_mean_ap
 
 Pairs = list[tuple[Labels, Labels]]  # truth and found
 PerThreshold = Mapping[float, Counts]  # of an image
@@ -78,8 +78,7 @@ def main() -> None:
         if not found:
             continue
         counts = count_matches(found)
-        sums = np.sum([[count[threshold] for threshold in AP_THRESHOLDS] for count in counts], axis=0).tolist()
-        scores = [average_precision((tp, fp, fn)) for tp, fp, fn in sums]
+        scores = [pooled_ap([count[threshold] for count in counts]) for threshold in AP_THRESHOLDS]
         n_cells = sum(int(truth.max()) for truth, _ in found)
         values = " | ".join(f"{score:.3f}" for score in (*scores, float(np.mean(scores))))
         print(f"| {name} | {len(found)} | {n_cells} | {values} |")

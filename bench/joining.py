@@ -17,12 +17,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from model.joining import COEFFICIENTS
-from model.metrics import average_precision, score_cells
+from model.metrics import score_cells
 from model.postprocess import CORE_THRESHOLD, Parting, find_parts, find_seams, label_cells
 from model.segmenter import load_segmenter
 from model.types import Labels
 from training.data import find_pairs
-from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_mean_ap
+from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_ap, pooled_mean_ap
 
 NAMES = "border", "cell", "both sizes", "smaller size", "constant"
 Values = npt.NDArray[np.float64]
@@ -61,8 +61,7 @@ def main() -> None:
             for answer, labels in zip(answers, cells, strict=True)
         ]
         dark = [count for count, answer in zip(counts, answers, strict=True) if answer.look == "grey, dark"]
-        hits, extra, missed = np.sum([count[0.5] for count in dark], axis=0).tolist()
-        scores = [pooled_mean_ap(counts), average_precision((hits, extra, missed)), pooled_mean_ap(dark)]
+        scores = [pooled_mean_ap(counts), pooled_ap([count[0.5] for count in dark]), pooled_mean_ap(dark)]
         print(f"| {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |", flush=True)
 
     print("\n| parts are joined | mean AP | grey on dark ground: AP at 0.5 | mean AP |\n|---|---|---|---|")

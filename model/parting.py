@@ -15,8 +15,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.segmentation import watershed
 
-from model.bands import cut_rows
-from model.runs import find_runs
+from model.bands import cut, cut_rows
+from model.runs import Box, find_runs
 from model.types import Labels, Mask
 
 # Cores smaller than this are noise between two borders, not cells of their own.
@@ -103,15 +103,15 @@ def part(
     height, width = labels.shape
     # beyond, the image itself takes so much memory that what is beside it counts
     block, halo = BLOCK_PX if labels.size <= AT_ONCE_PX else BLOCK_PX // 2, HALO_PX
-    unreached: list[tuple[slice, slice]] = []
+    unreached: list[Box] = []
     above = labels[:0]  # rows that the blocks before have overwritten, as they were
-    for top in range(0, height, block):
-        bottom = min(top + block, height)
+    for down_block in cut(height, block):
+        top, bottom = down_block.start, down_block.stop
         first = top - len(above)
         marked = np.concatenate([above, labels[top : bottom + halo]])
         above = marked[max(bottom - halo - first, 0) : bottom - first]
-        for left in range(0, width, block):
-            right = min(left + block, width)
+        for across_block in cut(width, block):
+            left, right = across_block.start, across_block.stop
             start, stop = max(left - halo, 0), min(right + halo, width)
             mask = np.take(floods, marked[:, start:stop])  # half the time of indexing
             x, y, across, down = cv2.boundingRect(mask.view(np.uint8))
@@ -147,7 +147,7 @@ def _are_whole(labels: Labels, crowded: Mask) -> Mask:
     return (labels <= count) & np.take(crowded, np.minimum(labels, count))
 
 
-def _adopt(labels: Labels, blocks: list[tuple[slice, slice]], crowded: Mask) -> None:
+def _adopt(labels: Labels, blocks: list[Box], crowded: Mask) -> None:
     """Give what no flood reached, for its core lies beyond the halo, to the cell that goes on beyond the block.
 
     Each connected piece goes to the cell along which it has the longest seam, of equal ones to that of the lowest

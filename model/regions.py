@@ -61,17 +61,13 @@ class Regions:
             return crowded
         small = self._are_seeds & (self.core_areas < below_px) & crowded[self.region_of]
         # A core of n pixels has at most 2 n + 2 neighbours. And to count takes longer for a pixel than to flood does.
-        too_small = self._regions_of(small & (3 * self.core_areas + 2 < below_px)) > 0
+        too_small = self._holding(small & (3 * self.core_areas + 2 < below_px))
         asked_px = np.bincount(self.region_of[small], weights=self.core_areas[small], minlength=len(self))
         counted = crowded & ~too_small & (asked_px * COUNTED_SHARE <= self.areas)
         asked = small & counted[self.region_of]
         if asked.any():
             asked &= self.core_areas + self._count_own_neighbours(asked) < below_px
-        return (crowded & ~counted) | (self._regions_of(asked) > 0)
-
-    def _regions_of(self, cores: Mask) -> Places:
-        """(k,) how many of some cores each region holds."""
-        return np.bincount(self.region_of[cores], minlength=len(self))
+        return (crowded & ~counted) | self._holding(asked)
 
     def to_floods(self, chosen: Mask) -> list[Mask]:
         """Which of the (k,) chosen regions are flooded in one go: all of them, or each alone.
@@ -104,6 +100,11 @@ class Regions:
     def _are_seeds(self) -> Mask:
         """(k,) which cores a flood begins from."""
         return self.core_areas >= CORE_AREA_PX
+
+    def _holding(self, cores: Mask) -> Mask:
+        """(k,) which regions hold any of the (k,) chosen cores."""
+        holding: Mask = np.bincount(self.region_of[cores], minlength=len(self)) > 0
+        return holding
 
     def _count_own_neighbours(self, chosen: Mask) -> Places:
         """(k,) how many pixels of the mask touch a chosen core, over edges, and no other; 0 for the rest.

@@ -112,11 +112,11 @@ class Runs:
             chosen: (n,) which runs.
             box: that holds them, for rows, columns and width within it.
         """
+        across = slice(0, self.width) if box is None else box[1]
+        top = 0 if box is None else box[0].start
         rows, columns = np.divmod(self.starts[chosen], self.width + 1)
-        if box is None:
-            return _count_on(rows * self.width + columns, self.lengths[chosen])
-        width = box[1].stop - box[1].start
-        return _count_on((rows - box[0].start) * width + columns - box[1].start, self.lengths[chosen])
+        first = (rows - top) * (across.stop - across.start) + columns - across.start
+        return _count_on(first, self.lengths[chosen])
 
 
 def _count_on(first: Places, lengths: Places) -> Places:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from model.bands import cut
 from model.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from model.compiled_cache import CompiledCache
 from model.errors import SegmentationError, WeightsError
@@ -201,7 +202,7 @@ class Segmenter:
         """
         stitcher = self.start(image)
         step = self.runtime.batch_tiles
-        batches = [range(first, min(first + step, len(stitcher.grid))) for first in range(0, len(stitcher.grid), step)]
+        batches = [range(some.start, some.stop) for some in cut(len(stitcher.grid), step)]
         if len(batches) == 1 or self.runtime.streams == 1:
             for indices in batches:
                 self._add(stitcher, indices, self._run(stitcher, indices, alone=True))
