@@ -78,6 +78,14 @@ class SegmentQuery(ImageQuery):
         allow_inf_nan=False,
         description="Cell probability from which a pixel is foreground; the model's own if left out.",
     )
+    high_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Connected foreground whose cell probability nowhere reaches this is dropped; 0 keeps all. If left "
+        "out the model's own; a `threshold` below the model's lowers it too, its odds by the same factor.",
+    )
     min_area_px: int | None = Field(
         None, ge=0, le=INT32_MAX, description="Smallest cell to keep, in pixels; the model's own if left out."
     )

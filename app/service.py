@@ -30,7 +30,7 @@ from model.errors import ImageTooLargeError, SegmentationError
 from model.images import ImageHeader, encode_png, inspect_image, inspect_quickly, open_image, to_display
 from model.outputs import NEEDS_IMAGE, QUALITY, SUFFIXES, PlaneParts, encode_output, encode_plane, join_planes
 from model.quality import Flag, describe_quality, in_order
-from model.segmenter import MapStitcher
+from model.segmenter import MapStitcher, Segmentation
 from model.source import ImageSource, PixelSize
 from model.tiling import plan_tiles
 from model.types import Image
@@ -495,7 +495,7 @@ def _draw_preview(data: bytes, max_pixels: int, query: PreviewQuery) -> tuple[by
 
 def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[_Encoded, float]:
     started_at = time.perf_counter()
-    segmentation = model.segmenter.finish(prepared.stitcher, threshold=query.threshold, min_area_px=query.min_area_px)
+    segmentation = _finish(prepared, query, model)
     size = prepared.pixel_size
     provenance = _provenance(model, segmentation.threshold, size)
     body, media_type = encode_output(
@@ -505,9 +505,18 @@ def _encode(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[_En
     return _Encoded(body, media_type, provenance, flags), time.perf_counter() - started_at
 
 
+def _finish(prepared: _Prepared, query: SegmentQuery, model: Model) -> Segmentation:
+    return model.segmenter.finish(
+        prepared.stitcher,
+        threshold=query.threshold,
+        high_threshold=query.high_threshold,
+        min_area_px=query.min_area_px,
+    )
+
+
 def _encode_plane(prepared: _Prepared, query: SegmentQuery, model: Model) -> tuple[PlaneParts, float]:
     started_at = time.perf_counter()
-    segmentation = model.segmenter.finish(prepared.stitcher, threshold=query.threshold, min_area_px=query.min_area_px)
+    segmentation = _finish(prepared, query, model)
     parts = encode_plane(query.output, segmentation, prepared.image, pixel_size=prepared.pixel_size)
     return parts, time.perf_counter() - started_at
 

@@ -9,6 +9,7 @@ often they are right about the validation images' seams, and what joining gains 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,13 @@ NAMES = "border", "cell", "both sizes", "smaller size", "constant"
 Values = npt.NDArray[np.float64]
 
 
+class Thresholds(TypedDict):
+    """Of the mask, as model.postprocess takes them."""
+
+    threshold: float
+    high_threshold: float
+
+
 def main() -> None:
     """Fit, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,18 +46,19 @@ def main() -> None:
     parser.add_argument("--core-distance", type=float, default=0.25)
     options = parser.parse_args()
     segmenter = load_segmenter(options.weights, device="cpu")
-    threshold, parting = segmenter.config.threshold, Parting(options.core_threshold, options.core_distance)
+    parting = Parting(options.core_threshold, options.core_distance)
+    thresholds = Thresholds(threshold=segmenter.config.threshold, high_threshold=segmenter.config.high_threshold)
     held_out = set(options.val_list.read_text().split())
     pairs = find_pairs(options.data)
     trained = answer_images(segmenter, [pair for pair in pairs if pair.name not in held_out])
-    features, is_one = gather(trained, threshold, parting)
+    features, is_one = gather(trained, thresholds, parting)
     coefficients = fit(features, is_one)
     print(f"{len(is_one):,} seams, of which {is_one.mean():.2f} lie within a cell")
     print(", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, coefficients, strict=True)))
 
     min_area_px = segmenter.config.min_area_px
     answers = answer_images(segmenter, [pair for pair in pairs if pair.name in held_out])
-    others, truth = gather(answers, threshold, parting)
+    others, truth = gather(answers, thresholds, parting)
     for name, values in (("fitted", coefficients), ("in model.joining", np.array(COEFFICIENTS))):
         right = ((others @ values > 0) == truth).mean()
         print(f"{name}: right about {right:.3f} of {len(truth):,} seams of the validation images, log loss", end=" ")
@@ -71,17 +80,14 @@ def main() -> None:
             name = "not" if probability == 1 else f"above {probability}"
             show(
                 f"{name}, cores above {core_threshold}",
-                [
-                    label_cells(answer.maps, threshold=threshold, min_area_px=min_area_px, parting=rule)
-                    for answer in answers
-                ],
+                [label_cells(answer.maps, **thresholds, min_area_px=min_area_px, parting=rule) for answer in answers],
             )
-    show("by the truth", [join_truly(answer, threshold, parting, min_area_px) for answer in answers])
+    show("by the truth", [join_truly(answer, thresholds, parting, min_area_px) for answer in answers])
 
 
-def join_truly(answer: Answer, threshold: float, parting: Parting, min_area_px: int) -> Labels:
+def join_truly(answer: Answer, thresholds: Thresholds, parting: Parting, min_area_px: int) -> Labels:
     """The parts, those of one true cell joined, without cells that are too small."""
-    labels, parts = find_parts(answer.maps, threshold=threshold, parting=parting)
+    labels, parts = find_parts(answer.maps, **thresholds, parting=parting)
     seams = find_seams(labels, answer.maps, parts)
     owner = owners(labels, answer.labels, parts.last)
     same = (owner[seams.one] > 0) & (owner[seams.one] == owner[seams.other])
@@ -103,11 +109,11 @@ def owners(labels: Labels, truth: Labels, last: int) -> npt.NDArray[np.int64]:
     return owner
 
 
-def gather(answers: Sequence[Answer], threshold: float, parting: Parting) -> tuple[Values, npt.NDArray[np.bool_]]:
+def gather(answers: Sequence[Answer], thresholds: Thresholds, parting: Parting) -> tuple[Values, npt.NDArray[np.bool_]]:
     """Of all seams whose parts both lie in true cells: (n, 5) what the odds depend on, and (n,) whether it is one."""
     features, same = [np.zeros((0, len(NAMES)))], [np.zeros(0, dtype=np.bool_)]
     for answer in answers:
-        labels, parts = find_parts(answer.maps, threshold=threshold, parting=parting)
+        labels, parts = find_parts(answer.maps, **thresholds, parting=parting)
         if parts.first > parts.last:
             continue
         owner = owners(labels, answer.labels, parts.last)

@@ -114,6 +114,7 @@ async def _segment_all(tasks: Sequence[_Task], options: argparse.Namespace) -> i
                             output=options.output,
                             model=options.model,
                             threshold=options.threshold,
+                            high_threshold=options.high_threshold,
                             min_area_px=options.min_area_px,
                             page=options.page,
                             channel=options.channel,
@@ -279,6 +280,11 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--output", choices=get_args(Output), default="mask", help="what to keep (mask)")
     segment.add_argument("--model", help="by name; the service's default if left out")
     segment.add_argument("--threshold", type=float, help="0 to 1; the model's own if left out")
+    segment.add_argument(
+        "--high-threshold",
+        type=float,
+        help="drop cells whose probability nowhere reaches this, 0 to 1; what goes with the threshold if left out",
+    )
     segment.add_argument("--min-area-px", type=int, help="drop cells smaller than this; the model's own if left out")
     segment.add_argument("--page", type=_page, help="which plane of a stack, from 0; or all")
     segment.add_argument("--channel", help="which channel: its number, its name, or mean")

@@ -91,6 +91,7 @@ class Options(TypedDict, total=False):
     Attributes:
         model: by name; the service's default.
         threshold: in [0, 1]; the model's.
+        high_threshold: in [0, 1]; foreground that nowhere reaches it is dropped; what goes with the threshold.
         min_area_px: smallest cell to keep, in pixels; the model's.
         page: which plane of a stack, from 0; `all` for each by itself, which is also what a file of times or depths
             gets.
@@ -101,6 +102,7 @@ class Options(TypedDict, total=False):
 
     model: str | None
     threshold: float | None
+    high_threshold: float | None
     min_area_px: int | None
     page: Page | None
     channel: int | str | None

@@ -75,7 +75,10 @@ def _predict(segmenter: Segmenter, path: Path, options: argparse.Namespace) -> t
             by_rows = source.n_planes == 1 and source.by_rows and output not in NEEDS_IMAGE
             image = None if by_rows else source.read(plane)
             result = segmenter.segment(
-                source if image is None else image, threshold=threshold, min_area_px=options.min_area_px
+                source if image is None else image,
+                threshold=threshold,
+                high_threshold=options.high_threshold,
+                min_area_px=options.min_area_px,
             )
             if source.n_planes == 1:
                 data, media_type = encode_output(
@@ -139,6 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--weights", type=Path, default=Path("weights/best_model.pth"))
     predict.add_argument("--output", choices=OUTPUTS, default="mask")
     predict.add_argument("--threshold", type=_threshold, help="0 to 1; the checkpoint's own if left out")
+    predict.add_argument(
+        "--high-threshold",
+        type=_threshold,
+        help="drop cells whose probability nowhere reaches this, 0 to 1; what goes with the threshold if left out",
+    )
     predict.add_argument(
         "--min-area-px", type=_count, help="drop cells smaller than this; the checkpoint's own if left out"
     )

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from scipy import special
 from torch import Tensor
 
 from model.errors import WeightsError
@@ -66,6 +67,7 @@ class ModelConfig(BaseModel):
             `background` only as the first of a softmax.
         activation: from logits to probabilities: `sigmoid` for each map, or `softmax` over them.
         threshold: pixels whose cell probability is at or above it are foreground.
+        high_threshold: connected foreground whose cell probability nowhere reaches it is dropped; 0 drops none.
         min_area_px: cells smaller than this, in pixels, are dropped.
         core_threshold, core_distance, join_probability: how touching cells are parted, see model.postprocess.Parting.
         tile_px: sides of the square tiles that the network may be given, in pixels.
@@ -79,6 +81,7 @@ class ModelConfig(BaseModel):
     outputs: tuple[Output, ...] = ("cell",)
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threshold: float = Field(0.5, gt=0, lt=1)
+    high_threshold: float = Field(0.0, ge=0, le=1)
     min_area_px: int = Field(0, ge=0)
     core_threshold: float | None = Field(None, ge=0, le=1)
     core_distance: float = Field(CORE_DISTANCE, ge=0, le=1)
@@ -97,6 +100,22 @@ class ModelConfig(BaseModel):
         if any(side % 64 or side < 128 for side in self.tile_px):
             raise ValueError("tile_px in multiples of 64, from 128 on")
         return self
+
+    def high_threshold_at(self, threshold: float | None) -> float:
+        """The high threshold, in [0, 1], that goes with another threshold.
+
+        With a lower one its odds fall by the same factor, so that fainter cells are found too, and not only those that
+        are sure become wider; a higher one leaves it where it is.
+
+        Args:
+            threshold: in [0, 1]; None is the config's own.
+        """
+        if threshold is None or threshold >= self.threshold:
+            return self.high_threshold
+        if threshold <= 0:
+            return 0.0  # all is foreground
+        change = special.logit(threshold) - special.logit(self.threshold)
+        return float(special.expit(special.logit(self.high_threshold) + change))
 
     @property
     def parting(self) -> Parting:

@@ -22,6 +22,7 @@ CORE_THRESHOLD = 0.6
 CORE_DISTANCE = 0.25
 # What training gives to networks with a border map.
 JOIN_PROBABILITY = 0.3
+HIGH_THRESHOLD = 0.9
 # Steps of border and distance: finer than a network is sure of, and half the memory of those of the cell.
 COARSE_LEVELS = 255
 # Pixels that are counted in one go.
@@ -143,29 +144,47 @@ def threshold_mask(probability: Probability | Levels, threshold: float) -> Mask:
     Raises:
         ValueError: the threshold is outside [0, 1].
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold {threshold}; allowed is 0 to 1")
-    # The threshold goes up to the next step of the probability, so that a 16-bit picture of the probability, read back
-    # and compared by anyone, gives the very same mask whatever float type they use.
-    level = int(np.ceil(threshold * PROBABILITY_LEVELS - 1e-6))
+    level = _level(threshold)
     if probability.dtype == np.uint16:
         return probability >= np.uint16(level)
     mask: Mask = probability >= np.float32(level) / np.float32(PROBABILITY_LEVELS)
     return mask
 
 
-def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, parting: Parting = DEFAULT_PARTING) -> Labels:
+def _level(threshold: float) -> int:
+    """The first step of the probability that reaches a threshold.
+
+    So a 16-bit picture of the probability, read back and compared by anyone, gives the very same foreground whatever
+    float type they use.
+
+    Raises:
+        ValueError: it is outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold {threshold}; allowed is 0 to 1")
+    return int(np.ceil(threshold * PROBABILITY_LEVELS - 1e-6))
+
+
+def label_cells(
+    maps: Maps,
+    *,
+    threshold: float,
+    high_threshold: float = 0.0,
+    min_area_px: int = 0,
+    parting: Parting = DEFAULT_PARTING,
+) -> Labels:
     """Give each cell its own integer.
 
-    Foreground is where the cell probability reaches the threshold. With the cell map alone, and no threshold for
-    cores, each connected region is a cell. Else regions that hold several cores (sure to be cell, no border, far from
-    the edge) are parted by a watershed grown from these, and parts that are likely to be one cell joined again; a
-    region with one core or none stays whole. So the labels cover the foreground exactly, less the cells that are too
-    small.
+    Foreground is where the cell probability reaches the threshold, in connected regions that reach the high one
+    somewhere. With the cell map alone, and no threshold for cores, each connected region is a cell. Else regions that
+    hold several cores (sure to be cell, no border, far from the edge) are parted by a watershed grown from these, and
+    parts that are likely to be one cell joined again; a region with one core or none stays whole. So the labels cover
+    the foreground exactly, less the cells that are too small.
 
     Args:
         maps: cell probability, and maybe border and distance, (H, W) each.
         threshold: in [0, 1]; from the checkpoint's config unless the user says otherwise.
+        high_threshold: in [0, 1]; likewise. One that is not above the threshold drops no region.
         min_area_px: cells smaller than this, in pixels, become background; 0 keeps all.
         parting: how touching cells are parted; from the checkpoint's config.
 
@@ -173,17 +192,26 @@ def label_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, parting: 
         (H, W) int32; 0 is background, cells are 1..n without gaps, in the order of their first pixel by rows.
 
     Raises:
-        ValueError: the threshold is outside [0, 1], or min_area_px negative.
+        ValueError: a threshold is outside [0, 1], or min_area_px negative.
 
-    Source: connected regions over edges; skimage.segmentation.watershed (model.parting, model.joining, decisions/0005).
+    Source: two thresholds as in Canny, "A Computational Approach to Edge Detection", PAMI 1986,
+    doi:10.1109/TPAMI.1986.4767851; connected regions over edges; skimage.segmentation.watershed (model.parting,
+    model.joining, decisions/0005).
     """
     _check_area(min_area_px)
-    labels, count = _regions(maps, threshold, min_area_px, parting, mask_only=False)
+    labels, count = _regions(maps, threshold, high_threshold, min_area_px, parting, mask_only=False)
     _renumber(labels, count, min_area_px)
     return labels
 
 
-def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, parting: Parting = DEFAULT_PARTING) -> Mask:
+def mask_cells(
+    maps: Maps,
+    *,
+    threshold: float,
+    high_threshold: float = 0.0,
+    min_area_px: int = 0,
+    parting: Parting = DEFAULT_PARTING,
+) -> Mask:
     """The pixels that label_cells numbers, at a fraction of the time: it floods only where a cell may be too small.
 
     Args, Raises: as label_cells.
@@ -192,16 +220,18 @@ def mask_cells(maps: Maps, *, threshold: float, min_area_px: int = 0, parting: P
         (H, W) bool.
     """
     _check_area(min_area_px)
-    if min_area_px == 0:
+    if _level(threshold) >= _level(high_threshold) and min_area_px == 0:
         return threshold_mask(maps.cell, threshold)
     if is_one_block(maps.cell.shape):  # before the mask is made, for which a large image has no room beside its labels
-        mask = _mask_by_runs(maps, threshold, min_area_px, parting)
+        mask = _mask_by_runs(maps, threshold, high_threshold, min_area_px, parting)
         if mask is not None:
             return mask
-    return _mask_by_labels(maps, threshold, min_area_px, parting)
+    return _mask_by_labels(maps, threshold, high_threshold, min_area_px, parting)
 
 
-def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parting) -> Mask | None:
+def _mask_by_runs(
+    maps: Maps, threshold: float, high_threshold: float, min_area_px: int, parting: Parting
+) -> Mask | None:
     """The mask of an image that is parted in one block; None where it has too many runs.
 
     It takes less time than by labels, for no number is written for any pixel but those of regions to flood.
@@ -214,7 +244,10 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
         return mask
     core_runs = Runs.find(_core(maps, parting, (slice(None),)) & mask if _has_cores(maps, parting) else mask[:0])
     regions = Regions.find(runs, core_runs)
-    small = regions.areas < min_area_px
+    high = _level(high_threshold)
+    if high > _level(threshold):
+        regions = regions.reaching(runs.maxima(maps.cell) >= high)
+    small = regions.areas < max(min_area_px, 1)
     mask.reshape(-1)[runs.pixels(small[regions.region])] = False
     for chosen in regions.to_floods(regions.are_doubtful(min_area_px)):
         box, seeds, pixels = regions.cut_out(chosen)
@@ -231,8 +264,8 @@ def _mask_by_runs(maps: Maps, threshold: float, min_area_px: int, parting: Parti
     return mask
 
 
-def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, parting: Parting) -> Mask:
-    labels, count = _regions(maps, threshold, min_area_px, parting, mask_only=True)
+def _mask_by_labels(maps: Maps, threshold: float, high_threshold: float, min_area_px: int, parting: Parting) -> Mask:
+    labels, count = _regions(maps, threshold, high_threshold, min_area_px, parting, mask_only=True)
     flat = labels.reshape(-1)
     bands = cut(flat.size, BAND_PX)
     areas = np.zeros(count + 1)
@@ -249,11 +282,13 @@ def _mask_by_labels(maps: Maps, threshold: float, min_area_px: int, parting: Par
 
 
 def _regions(
-    maps: Maps, threshold: float, min_area_px: int, parting: Parting, *, mask_only: bool
+    maps: Maps, threshold: float, high_threshold: float, min_area_px: int, parting: Parting, *, mask_only: bool
 ) -> tuple[Labels, int]:
     """(H, W) int32 cells before small ones are dropped, and the largest number that there may be."""
     below_px = min_area_px if mask_only else None
-    labels, parts = find_parts(maps, threshold=threshold, parting=parting, below_px=below_px)
+    labels, parts = find_parts(
+        maps, threshold=threshold, high_threshold=high_threshold, parting=parting, below_px=below_px
+    )
     if parts.first <= parts.last and _joins(maps, parting):
         seams = find_seams(labels, maps, parts)
         cell = join_parts(seams, parts.core_areas, parts.usual_area, probability=parting.join_probability)
@@ -263,17 +298,21 @@ def _regions(
     return labels, parts.last
 
 
-def find_parts(maps: Maps, *, threshold: float, parting: Parting, below_px: int | None = None) -> tuple[Labels, Parts]:
+def find_parts(
+    maps: Maps, *, threshold: float, high_threshold: float = 0.0, parting: Parting, below_px: int | None = None
+) -> tuple[Labels, Parts]:
     """What label_cells makes cells of: regions, and of each region that holds several cores the parts grown from these.
 
     Args:
-        maps, threshold, parting: as there; no parts are joined yet.
+        maps, threshold, high_threshold, parting: as there; no parts are joined yet.
         below_px: as model.parting.part takes it.
 
     Returns:
         (H, W) int32, 0 the background, and what the other numbers are.
     """
     labels, count = label_foreground(maps.cell.shape, lambda rows: threshold_mask(maps.cell[rows], threshold))
+    if _level(high_threshold) > _level(threshold):
+        _keep_reaching(labels, count, maps.cell, high_threshold)
     if not count or not _has_cores(maps, parting):
         return labels, Parts.none(count)
     return labels, part(
@@ -283,6 +322,19 @@ def find_parts(maps: Maps, *, threshold: float, parting: Parting, below_px: int 
         late=lambda *at: _late(maps, at),
         below_px=below_px,
     )
+
+
+def _keep_reaching(labels: Labels, count: int, cell: Levels, high_threshold: float) -> None:
+    """Make background of the regions 1..count whose probability nowhere reaches the threshold, in place."""
+    bands = cut_rows(labels.shape, BAND_PX)
+    reaches = np.zeros(count + 1, dtype=np.bool_)
+    for band in bands:
+        reaches[labels[band][threshold_mask(cell[band], high_threshold)]] = True
+    if reaches[1:].all():
+        return
+    number = np.where(reaches, np.arange(count + 1, dtype=np.int32), np.int32(0))
+    for band in bands:
+        labels[band] = np.take(number, labels[band])
 
 
 def find_seams(labels: Labels, maps: Maps, parts: Parts) -> Seams:

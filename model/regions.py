@@ -1,6 +1,6 @@
 """The regions of a mask and the cores in them, by runs: which have to be flooded to know how large their cells are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -53,6 +53,16 @@ class Regions:
 
     def __len__(self) -> int:
         return len(self.areas)
+
+    def reaching(self, chosen: Mask) -> Self:
+        """The regions of which at least one run is chosen; the others lose their area and their cores.
+
+        Args:
+            chosen: (n,) of the runs of the mask.
+        """
+        kept = np.bincount(self.region[chosen], minlength=len(self)) > 0
+        areas = np.where(kept, self.areas, 0)
+        return replace(self, areas=areas, core_areas=np.where(kept[self.region_of], self.core_areas, 0))
 
     def are_doubtful(self, below_px: int) -> Mask:
         """(k,) bool: in which regions of at least that area a cell may be smaller, so that they have to be flooded."""

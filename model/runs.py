@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from model.types import Mask
+from model.types import Levels, Mask
 
 Places = npt.NDArray[np.int64]
 Box = tuple[slice, slice]  # rows and columns
@@ -56,6 +56,12 @@ class Runs:
     def lengths(self) -> Places:
         """(n,) in pixels."""
         return self.stops - self.starts
+
+    def maxima(self, values: Levels) -> Levels:
+        """(n,) uint16: the largest of (H, W) values in each run, given that none between the runs is larger."""
+        first = self.starts - self.starts // (self.width + 1)  # row * width + column
+        largest: Levels = np.maximum.reduceat(values.reshape(-1), first)
+        return largest
 
     def touching(self) -> tuple[Places, Places]:
         """Which runs touch which of the row below, over edges and not over corners.

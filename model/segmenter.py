@@ -35,7 +35,7 @@ class Segmentation:
 
     Attributes:
         maps: what the network said.
-        threshold: in [0, 1], that `mask` and `labels` use.
+        threshold, high_threshold: in [0, 1], that `mask` and `labels` use.
         min_area_px: smallest cell kept, in pixels.
         parting: how `labels` parts touching cells.
         image_quality: what `model.quality.assess_image` says of the image.
@@ -44,6 +44,7 @@ class Segmentation:
     maps: Maps
     threshold: float
     min_area_px: int
+    high_threshold: float = 0.0
     parting: Parting = DEFAULT_PARTING
     image_quality: frozenset[Flag] = frozenset()
 
@@ -58,13 +59,19 @@ class Segmentation:
 
     @cached_property
     def _labels(self) -> Labels:
-        return label_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, parting=self.parting)
+        return label_cells(
+            self.maps,
+            threshold=self.threshold,
+            high_threshold=self.high_threshold,
+            min_area_px=self.min_area_px,
+            parting=self.parting,
+        )
 
     def quality(self, *, with_labels: bool = True) -> tuple[Flag, ...]:
         """Signs that the answer may not be trusted, in the order of `model.quality.FLAGS`; none is what one wants.
 
         Args:
-            with_labels: False spares making them where nobody needs them; cells that are too small count then, too.
+            with_labels: False spares making them where nobody needs them; what is too small or faint counts then, too.
         """
         mask = self.mask() if with_labels else threshold_mask(self.maps.cell, self.threshold)
         n_foreground = int(np.count_nonzero(mask))
@@ -80,7 +87,13 @@ class Segmentation:
 
     @cached_property
     def _mask(self) -> Mask:
-        return mask_cells(self.maps, threshold=self.threshold, min_area_px=self.min_area_px, parting=self.parting)
+        return mask_cells(
+            self.maps,
+            threshold=self.threshold,
+            high_threshold=self.high_threshold,
+            min_area_px=self.min_area_px,
+            parting=self.parting,
+        )
 
 
 class MapStitcher(Stitcher):
@@ -169,23 +182,41 @@ class Segmenter:
         return MapStitcher(planes, grid, self.config, assess_image(seen, self.card.get(PROFILE_KEY)))
 
     def finish(
-        self, stitcher: "MapStitcher", *, threshold: float | None = None, min_area_px: int | None = None
+        self,
+        stitcher: "MapStitcher",
+        *,
+        threshold: float | None = None,
+        high_threshold: float | None = None,
+        min_area_px: int | None = None,
     ) -> Segmentation:
-        """Turn the collected logits into an answer; None takes the checkpoint's own value."""
-        answer = self.read(stitcher.maps(), threshold=threshold, min_area_px=min_area_px)
+        """Turn the collected logits into an answer; None takes the value of the checkpoint, as `segment` does."""
+        answer = self.read(stitcher.maps(), threshold=threshold, high_threshold=high_threshold, min_area_px=min_area_px)
         return replace(answer, image_quality=stitcher.image_quality)
 
-    def read(self, maps: Maps, *, threshold: float | None = None, min_area_px: int | None = None) -> Segmentation:
-        """What the maps of an image mean; None takes the checkpoint's own value."""
+    def read(
+        self,
+        maps: Maps,
+        *,
+        threshold: float | None = None,
+        high_threshold: float | None = None,
+        min_area_px: int | None = None,
+    ) -> Segmentation:
+        """What the maps of an image mean; None takes the value of the checkpoint, as `segment` does."""
         return Segmentation(
             maps=maps,
             threshold=self.config.threshold if threshold is None else threshold,
+            high_threshold=self.config.high_threshold_at(threshold) if high_threshold is None else high_threshold,
             min_area_px=self.config.min_area_px if min_area_px is None else min_area_px,
             parting=self.config.parting,
         )
 
     def segment(
-        self, image: Image | RowReader, *, threshold: float | None = None, min_area_px: int | None = None
+        self,
+        image: Image | RowReader,
+        *,
+        threshold: float | None = None,
+        high_threshold: float | None = None,
+        min_area_px: int | None = None,
     ) -> Segmentation:
         """Segment one image of any size.
 
@@ -193,6 +224,8 @@ class Segmenter:
             image: (H, W) or (H, W, 1, 3 or 4), bool, integer or float; colour as R, G, B[, A]. In memory, or one whose
                 rows are read as its tiles are, such as model.images.open_image returns.
             threshold: in [0, 1]; None takes the checkpoint's.
+            high_threshold: in [0, 1]; connected foreground that nowhere reaches it is dropped. None takes what goes
+                with the threshold, see ModelConfig.high_threshold_at.
             min_area_px: smallest cell to keep, in pixels; None takes the checkpoint's.
 
         Raises:
@@ -215,7 +248,7 @@ class Segmenter:
                         self._add(stitcher, passes[0][0], passes.popleft()[1].result())
                 while passes:
                     self._add(stitcher, passes[0][0], passes.popleft()[1].result())
-        return self.finish(stitcher, threshold=threshold, min_area_px=min_area_px)
+        return self.finish(stitcher, threshold=threshold, high_threshold=high_threshold, min_area_px=min_area_px)
 
     def _run(self, stitcher: Stitcher, indices: range, *, alone: bool = False) -> Logits:
         logits = self.runtime.run(stack_tiles([stitcher.tile(index) for index in indices]), alone=alone)

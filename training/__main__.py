@@ -191,7 +191,7 @@ def _tune(options: argparse.Namespace) -> int:
     print(f"threshold {config.threshold:.2f}  Dice {found.dice:.4f}")
     print(
         f"core_threshold {config.core_threshold}  core_distance {config.core_distance}  "
-        f"join_probability {config.join_probability}"
+        f"join_probability {config.join_probability}  high_threshold {config.high_threshold}"
     )
     print(f"score of the cells {found.before:.4f} -> {found.after:.4f}")
     print(f"{options.to}: version {found.version[:12]}")

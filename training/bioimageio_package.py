@@ -161,7 +161,11 @@ def _describe(
             "bioimageio": {
                 "reproducibility_tolerance": [{"absolute_tolerance": TOLERANCE, "relative_tolerance": 0.0}],
             },
-            "maskwell": {"threshold": config.threshold, "min_area_px": config.min_area_px},
+            "maskwell": {
+                "threshold": config.threshold,
+                "high_threshold": config.high_threshold,
+                "min_area_px": config.min_area_px,
+            },
         },
     }
 
@@ -216,7 +220,8 @@ SHA-256 of the checkpoint: `{checkpoint.version}`.
 ## From probabilities to cells
 
 A pixel belongs to a cell where the probability `{cell}` is at least
-{config.threshold:g}. Cells of fewer than {config.min_area_px} px are dropped. Maskwell parts touching cells by the
+{config.threshold:g}. Connected regions that nowhere reach {config.high_threshold:g} are dropped, and so are cells of
+fewer than {config.min_area_px} px. Maskwell parts touching cells by the
 other maps, if there are any, and numbers them; the connected regions of the mask are the simple way.
 
 A grey image goes into each channel of a model with three. Give it whole pictures; tiles, if need be,

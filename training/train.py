@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import training
 from model.checkpoint import Architecture, Checkpoint, ModelConfig, Output, write_atomically, write_checkpoint
-from model.postprocess import JOIN_PROBABILITY
+from model.postprocess import HIGH_THRESHOLD, JOIN_PROBABILITY
 from model.quality import PROFILE_KEY, make_profile
 from model.runtime import available_cpus, make_runtime
 from model.segmenter import Segmenter
@@ -530,6 +530,7 @@ def model_config(recipe: Recipe, train: Sequence[Pair], largest_side: int) -> Mo
         architecture=architecture,
         normalisation=recipe.normalisation,
         outputs=tuple(outputs),
+        high_threshold=HIGH_THRESHOLD if "border" in outputs else 0.0,
         min_area_px=recipe.min_area_px,
         join_probability=JOIN_PROBABILITY if "border" in outputs else 1.0,
         tile_px=tile_px,

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.checkpoint import ModelConfig, read_checkpoint, write_checkpoint
 from model.metrics import Counts, grow_labels, score_cells, score_regions
-from model.postprocess import JOIN_PROBABILITY, label_cells
+from model.postprocess import HIGH_THRESHOLD, JOIN_PROBABILITY, label_cells
 from model.runtime import make_runtime
 from model.segmenter import Segmenter
 from model.types import Labels
@@ -35,13 +35,15 @@ from training.lock import publishing
 CORE_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CORE_DISTANCES = (0.0, 0.15, 0.25, 0.35, 0.45)
 JOIN_PROBABILITIES = (0.2, JOIN_PROBABILITY, 0.4, 0.5, 1.0)
+HIGH_THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.85, HIGH_THRESHOLD, 0.95)
 # A gain smaller than this is chance, and the rule stays what it is.
 LEAST_GAIN = 0.002
 # Rules whose scores differ by no more are equally good; the one in their middle is the least likely to be so by chance.
 EQUALLY_GOOD = 0.001
 
 T = TypeVar("T")
-Rule = tuple[float, float, float]  # core_threshold, core_distance and join_probability of a Parting
+# core_threshold, core_distance and join_probability of a Parting, and high_threshold
+Rule = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Tuning:
         config: with the new numbers.
         before, after: score of the cells with the old and the new rule, both at the new threshold: mean AP at IoU 0.5
             to 0.9 where the truth has cells, else V_rand.
-        dice: mean, of the masks at the new threshold.
+        dice: mean, of the foreground at the new threshold, before anything is dropped.
     """
 
     version: str
@@ -64,7 +66,7 @@ class Tuning:
 
 
 def tune(weights: Path, pairs: Sequence[Pair], *, to: Path, device: str = "auto", quiet: bool = False) -> Tuning:
-    """Choose the threshold of the mask by the mean Dice, then how touching cells are parted by the score of the cells.
+    """Choose the threshold of the mask by the mean Dice, then all that makes cells of it by the score of the cells.
 
     Args:
         weights: a checkpoint or a bare state dict.
@@ -95,7 +97,7 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     else:
         score = _scorer(answers, _compare_regions, _mean)
     before = after = score(config)
-    found, best = _choose_rule(config, lambda rule: score(_with_rule(config, rule)))
+    found, best = choose_rule(config, lambda rule: score(_with_rule(config, rule)))
     if best >= before + LEAST_GAIN:
         after, config = best, _with_rule(config, found)
     tuned = {
@@ -110,21 +112,30 @@ def _tune(weights: Path, pairs: Sequence[Pair], to: Path, device: str, quiet: bo
     return Tuning(version, config, before, after, curve[threshold])
 
 
-def _choose_rule(config: ModelConfig, score: Callable[[Rule], float]) -> tuple[Rule, float]:
-    """The cores first, with parts joined as they are after training, then how readily they are joined; and its score.
+def choose_rule(config: ModelConfig, score: Callable[[Rule], float]) -> tuple[Rule, float]:
+    """The cores first, with all else as it is after training, then how readily parts are joined, then what is dropped.
 
     All combinations would take several times as long and say little more: where parts are joined, it matters less what
-    a core is.
+    a core is. Without a border map no parts are joined, and what is dropped stays as it is.
+
+    Returns:
+        The rule and its score.
     """
     distances = CORE_DISTANCES if "distance" in config.outputs else (config.core_distance,)
-    has_border = "border" in config.outputs  # without one nothing is joined, whatever the probability
+    has_border = "border" in config.outputs
     join = JOIN_PROBABILITY if has_border else config.join_probability
-    joins = JOIN_PROBABILITIES if has_border else (join,)
-    cores = {rule: score(rule) for rule in itertools.product(CORE_THRESHOLDS, distances, (join,))}
-    threshold, distance, _ = middle_of_best(cores)
-    rules = {rule: score(rule) for rule in itertools.product((threshold,), (distance,), joins)}
-    chosen = middle_of_best(rules)
-    return chosen, rules[chosen]
+    high = HIGH_THRESHOLD if has_border else config.high_threshold
+
+    def choose(rules: Iterable[Rule]) -> tuple[Rule, float]:
+        scored = {rule: score(rule) for rule in rules}
+        chosen = middle_of_best(scored)
+        return chosen, scored[chosen]
+
+    (core, distance, join, high), best = choose(itertools.product(CORE_THRESHOLDS, distances, (join,), (high,)))
+    if has_border:
+        (*_, join, _), _ = choose((core, distance, each, high) for each in JOIN_PROBABILITIES)
+        (*_, high), best = choose((core, distance, join, each) for each in HIGH_THRESHOLDS)
+    return (core, distance, join, high), best
 
 
 def middle_of_best(scored: Mapping[Rule, float]) -> Rule:
@@ -141,7 +152,7 @@ def middle_of_best(scored: Mapping[Rule, float]) -> Rule:
 
 
 def _with_rule(config: ModelConfig, rule: Rule) -> ModelConfig:
-    names = "core_threshold", "core_distance", "join_probability"
+    names = "core_threshold", "core_distance", "join_probability", "high_threshold"
     return config.model_copy(update=dict(zip(names, rule, strict=True)))
 
 
@@ -155,7 +166,11 @@ def _scorer(
         found = []
         for answer, compared in zip(answers, known, strict=True):
             labels = label_cells(
-                answer.maps, threshold=config.threshold, min_area_px=config.min_area_px, parting=config.parting
+                answer.maps,
+                threshold=config.threshold,
+                high_threshold=config.high_threshold,
+                min_area_px=config.min_area_px,
+                parting=config.parting,
             )
             key = hashlib.sha256(labels.tobytes()).digest()
             if key not in compared:

@@ -67,13 +67,14 @@ def test_arrays_files_and_bytes_give_what_the_library_gives(
     server: ServerProcess, reference: Segmenter, tmp_path: Path
 ) -> None:
     (tmp_path / "a.png").write_bytes(to_png(GREY))
-    expected = reference.segment(GREY, threshold=0.45)
+    high = 0.999 * float(reference.segment(GREY).probability.max())
+    expected = reference.segment(GREY, threshold=0.4321, high_threshold=high)
     with Client(server.url) as client:
         for source in (GREY, to_png(GREY), tmp_path / "a.png", str(tmp_path / "a.png")):
-            labels = client.segment(source, threshold=0.45)
+            labels = client.segment(source, threshold=0.4321, high_threshold=high)
             assert labels.dtype == np.int32
             np.testing.assert_array_equal(labels, expected.labels())
-        mask = client.segment(GREY, output="mask", threshold=0.45)
+        mask = client.segment(GREY, output="mask", threshold=0.4321, high_threshold=high)
         assert mask.dtype == np.bool_
         np.testing.assert_array_equal(mask, expected.mask())
         probability = client.segment(GREY, output="probability")
@@ -297,7 +298,7 @@ def test_what_no_file_can_help_is_said_once_and_not_for_every_file(
 ) -> None:
     make_images(tmp_path / "in", 30)
     command = ["segment", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--url", server.url, "--jobs", "2"]
-    for extra, words in (["--model", "none"], "no model 'none'"), (["--threshold", "7"], "threshold: "):
+    for extra, words in (["--model", "none"], "no model 'none'"), (["--high-threshold", "7"], "high_threshold: "):
         assert main([*command, *extra]) == 2
         said = capsys.readouterr().err
         assert said.count(words) == 1, said

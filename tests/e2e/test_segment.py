@@ -72,8 +72,11 @@ def test_every_format_gets_the_mask_that_the_library_gives(
 
 def test_each_output_is_the_library_s(server: ServerProcess, reference: Segmenter) -> None:
     data = to_png(GREY)
-    expected = reference.segment(GREY, threshold=0.4, min_area_px=7)
-    query: dict[str, Any] = {"threshold": 0.4, "min_area_px": 7}
+    whole = reference.segment(GREY, threshold=0.4321, min_area_px=7)
+    high = 0.999 * float(whole.probability.max())
+    expected = reference.segment(GREY, threshold=0.4321, high_threshold=high, min_area_px=7)
+    assert 0 < expected.labels().max() < whole.labels().max()
+    query: dict[str, Any] = {"threshold": 0.4321, "high_threshold": high, "min_area_px": 7}
     assert np.array_equal(decode(post(server, data, **query).content), decode(encode_mask(expected.mask())))
     answers = {output: post(server, data, output=output, **query) for output in ("probability", "labels", "overlay")}
     probability, labels = decode(answers["probability"].content), decode(answers["labels"].content)
@@ -81,7 +84,7 @@ def test_each_output_is_the_library_s(server: ServerProcess, reference: Segmente
     assert np.array_equal(labels, decode(encode_labels(expected.labels())[0]))
     assert (str(probability.dtype), str(labels.dtype)) == ("uint16", "uint16")
     assert decode(answers["overlay"].content).shape == (90, 140, 3)
-    assert {answer.headers["x-threshold"] for answer in answers.values()} == {"0.4"}
+    assert {answer.headers["x-threshold"] for answer in answers.values()} == {"0.4321"}
 
 
 def test_outlines_regions_and_table_are_the_library_s(server: ServerProcess, reference: Segmenter) -> None:

@@ -65,7 +65,7 @@ def test_the_zoo_s_library_accepts_the_package_and_gets_the_same_probability(
 
 def test_a_package_says_what_made_it_and_how_cells_come_about(tmp_path: Path) -> None:
     weights, package = tmp_path / "w.pth", tmp_path / "cells.zip"
-    version = write_weights(weights, min_area_px=7, tile_px=(128,))
+    version = write_weights(weights, min_area_px=7, high_threshold=0.9, tile_px=(128,))
     assert main(["export-bioimageio", str(weights), str(package), *NAMES]) == 0
     with zipfile.ZipFile(package) as archive:
         description = yaml.safe_load(archive.read("rdf.yaml"))
@@ -74,6 +74,7 @@ def test_a_package_says_what_made_it_and_how_cells_come_about(tmp_path: Path) ->
     assert description["config"]["maskwell"]["min_area_px"] == 7
     assert version in readme
     assert "fewer than 7 px" in readme
+    assert "nowhere reach 0.9 are dropped" in readme
 
 
 def test_what_cannot_be_packed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

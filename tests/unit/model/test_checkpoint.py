@@ -313,6 +313,8 @@ def test_an_unknown_format_is_refused(found: Any, tmp_path: Path) -> None:
         ({"threshold": "high"}, "threshold"),
         ({"threshold": 1.5}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
+        ({"high_threshold": 1.5}, "high_threshold"),
+        ({"high_threshold": -0.1}, "high_threshold"),
         ({"normalisation": "z-score"}, "normalisation"),
         ({"architecture": {"width": "wide"}}, "architecture.width"),
         ({"architecture": {"width": 0}}, "architecture.width"),

@@ -114,10 +114,12 @@ def test_outputs_that_are_no_pictures_have_their_own_suffix(
     assert (tmp_path / f"a_{output}{suffix}").stat().st_size > 20
 
 
-def test_threshold_and_least_area_are_used(folder: Path, weights: Path, tmp_path: Path) -> None:
+def test_thresholds_and_least_area_are_used(folder: Path, weights: Path, tmp_path: Path) -> None:
     assert predict(folder / "a.png", "--out", tmp_path, "--threshold", "0", weights=weights) == 0
     assert (read_image(tmp_path / "a_mask.png") == 255).all()
     assert predict(folder / "a.png", "--out", tmp_path, "--min-area-px", "100000", weights=weights) == 0
+    assert not read_image(tmp_path / "a_mask.png").any()
+    assert predict(folder / "a.png", "--out", tmp_path, "--high-threshold", "1", weights=weights) == 0
     assert not read_image(tmp_path / "a_mask.png").any()
 
 
@@ -218,7 +220,14 @@ def test_missing_weights_images_and_devices_end_it_at_once(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--threshold", "1.5"), ("--threshold", "nan"), ("--min-area-px", "-1"), ("--output", "gif")]
+    ("option", "value"),
+    [
+        ("--threshold", "1.5"),
+        ("--threshold", "nan"),
+        ("--high-threshold", "-0.1"),
+        ("--min-area-px", "-1"),
+        ("--output", "gif"),
+    ],
 )
 def test_a_value_out_of_range_is_refused_by_its_option(
     option: str, value: str, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]

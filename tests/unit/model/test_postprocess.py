@@ -2,6 +2,8 @@
 
 import io
 import tracemalloc
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,7 +152,7 @@ def test_the_mask_is_where_the_labels_are_whatever_is_parted_and_dropped(
 @given(
     seed=st.integers(0, 2**32 - 1),
     sigma=st.sampled_from([0.0, 0.6, 3.0]),
-    min_area_px=st.integers(1, 400),
+    min_area_px=st.integers(0, 400),
     alone=st.sampled_from([0, 1, 1000]),
 )
 def test_a_mask_by_runs_is_the_mask_by_labels(seed: int, sigma: float, min_area_px: int, alone: int) -> None:
@@ -166,11 +168,12 @@ def check_mask_by_runs(seed: int, sigma: float, min_area_px: int) -> None:
         np.clip(0.5 + 3 * ndimage.gaussian_filter(generator.random((70, 80)) - 0.5, sigma), 0, 1).astype(np.float32)
         for _ in range(3)
     )
+    high = float(generator.choice([0.0, 0.55, 0.7, 0.9]))
     for maps in (Maps.from_probabilities(cell), Maps.from_probabilities(cell, border, distance)):
         for rule in (Parting(), Parting(0.2, 0.3), Parting(0.2, 0.1, 0.3), Parting(0.2, 0.3, 0.0)):
-            labels = label_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
-            mask = mask_cells(maps, threshold=0.5, min_area_px=min_area_px, parting=rule)
-            np.testing.assert_array_equal(mask, labels > 0)
+            asked: dict[str, Any] = {"threshold": 0.5, "high_threshold": high, "min_area_px": min_area_px}
+            labels = label_cells(maps, **asked, parting=rule)
+            np.testing.assert_array_equal(mask_cells(maps, **asked, parting=rule), labels > 0)
 
 
 def small_cores(seed: int) -> Maps:
@@ -259,24 +262,81 @@ def test_an_empty_mask_has_no_cores_to_look_for() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("rule", [Parting(), Parting(0.6, 0.25, 0.4)])
+@pytest.mark.parametrize("rule", [Parting(), Parting(0.3, 0.25, 0.4)])
+@pytest.mark.parametrize("high_threshold", [0.0, 0.75])
 def test_a_large_image_is_labelled_by_bands_and_blocks_to_the_same_numbers(
-    seed: int, rule: Parting, monkeypatch: pytest.MonkeyPatch
+    seed: int, rule: Parting, high_threshold: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = np.random.default_rng(seed)
     far = ndimage.distance_transform_edt(ndimage.gaussian_filter(generator.random((300, 260)), 4) > 0.5)
     cell = np.asarray(far > 0)
     distance = np.clip(ndimage.gaussian_filter(far, 1) / 12, 0, 1).astype(np.float32)
     border = (cell & (generator.random(cell.shape) < 0.02)).astype(np.float32)
-    maps = Maps.from_probabilities(np.where(cell, 0.9, 0.1).astype(np.float32), border, distance)
-    whole = label_cells(maps, threshold=0.5, min_area_px=10, parting=rule)
-    assert whole.max() > ndimage.label(cell)[1]  # some are parted
+    probability = np.where(cell, 0.5 + 0.4 * distance, 0.1).astype(np.float32)
+    maps = Maps.from_probabilities(probability, border, distance)
+    asked: dict[str, Any] = {"threshold": 0.5, "high_threshold": high_threshold, "min_area_px": 10, "parting": rule}
+    whole = label_cells(maps, **asked)
+    if high_threshold:
+        assert 0 < (whole > 0).sum() < (label_cells(maps, **(asked | {"high_threshold": 0})) > 0).sum()
+    else:
+        assert whole.max() > ndimage.label(cell)[1]  # some are parted
     monkeypatch.setattr(parting, "AT_ONCE_PX", 4000)
     monkeypatch.setattr(parting, "BLOCK_PX", 100)
     monkeypatch.setattr(parting, "HALO_PX", 300)  # as far as any of the regions reaches
     monkeypatch.setattr(postprocess, "BAND_PX", 3000)
-    np.testing.assert_array_equal(label_cells(maps, threshold=0.5, min_area_px=10, parting=rule), whole)
-    np.testing.assert_array_equal(mask_cells(maps, threshold=0.5, min_area_px=10, parting=rule), whole > 0)
+    np.testing.assert_array_equal(label_cells(maps, **asked), whole)
+    np.testing.assert_array_equal(mask_cells(maps, **asked), whole > 0)
+
+
+def test_a_region_that_nowhere_reaches_the_high_threshold_is_dropped_whole() -> None:
+    cell = np.zeros((20, 60), np.float32)
+    cell[2:12, 2:12] = 0.6
+    cell[2:12, 20:30] = 0.6
+    cell[5, 25] = 0.9  # sure in one place, so all of it stays
+    cell[2:12, 40:50] = 0.9
+    maps = Maps.from_probabilities(cell)
+    assert label_cells(maps, threshold=0.5).max() == 3
+    for min_area_px in (0, 20):
+        labels = label_cells(maps, threshold=0.5, high_threshold=0.9, min_area_px=min_area_px)
+        assert np.bincount(labels.reshape(-1)).tolist() == [1000, 100, 100]
+        mask = mask_cells(maps, threshold=0.5, high_threshold=0.9, min_area_px=min_area_px)
+        np.testing.assert_array_equal(mask, labels > 0)
+    assert not mask_cells(maps, threshold=0.5, high_threshold=0.95).any()
+    assert not label_cells(maps, threshold=0.5, high_threshold=0.95).any()
+    # one that is lower than the threshold itself asks for nothing
+    assert label_cells(maps, threshold=0.8, high_threshold=0.3).max() == 2
+    for wrong in (-0.1, 1.5, float("inf"), float("nan")):
+        for threshold in (0.5, wrong):
+            for function in (label_cells, mask_cells):
+                with pytest.raises(ValueError, match=f"{wrong}; allowed is 0 to 1"):
+                    function(maps, threshold=threshold, high_threshold=wrong)
+
+
+def faint_and_sure(seed: int) -> Maps:
+    """Touching cells; some regions are sure, with larger cores than the faint ones."""
+    generator = np.random.default_rng(seed)
+    cell = ndimage.gaussian_filter(generator.random((120, 130)), 3) > 0.497
+    region, n_regions = ndimage.label(cell)
+    sure = generator.random(n_regions + 1) < 0.4
+    distance = generator.random(cell.shape) * 0.2
+    for _ in range(120):
+        y, x, down, across = generator.integers((0, 0, 2, 2), (116, 126, 4, 6))
+        scale = 3 if sure[region[y, x]] else 1
+        distance[y : y + down * scale, x : x + across * scale] = generator.uniform(0.3, 0.9)
+    probability = np.where(cell, np.where(sure[region], 0.95, 0.8), 0.1)
+    border = np.where(cell, generator.random(cell.shape) * 0.3, 0)
+    return Maps.from_probabilities(*(map_.astype(np.float32) for map_ in (probability, border, distance)))
+
+
+@pytest.mark.parametrize(("seed", "min_area_px"), [(20, 60), (43, 30), (45, 60)])
+def test_cores_of_what_is_dropped_do_not_say_how_large_cells_usually_are(seed: int, min_area_px: int) -> None:
+    """In these pictures the mask would have other pixels if they did."""
+    maps = faint_and_sure(seed)
+    asked: dict[str, Any] = {"threshold": 0.5, "min_area_px": min_area_px, "parting": Parting(0.3, 0.25, 0.5)}
+    labels = label_cells(maps, **asked, high_threshold=0.9)
+    without_faint = replace(maps, cell=np.where(maps.cell < 0.9 * PROBABILITY_LEVELS, np.uint16(0), maps.cell))
+    np.testing.assert_array_equal(labels, label_cells(without_faint, **asked))
+    np.testing.assert_array_equal(mask_cells(maps, **asked, high_threshold=0.9), labels > 0)
 
 
 def test_a_mask_of_a_large_image_is_not_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:

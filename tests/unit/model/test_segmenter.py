@@ -1,5 +1,6 @@
 """An image of any size in; probability, mask and cells of that size out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def test_the_threshold_and_least_area_are_the_checkpoints_unless_said_otherwise(
     assert (other.threshold, other.min_area_px) == (0.7, 0)
     assert other.labels().max() == 2
     assert segmenter.segment(image, threshold=0.0).mask().all()  # 0 is a threshold, not an absent one
+
+
+def test_the_high_threshold_is_the_checkpoint_s_moved_with_the_threshold_unless_said_otherwise(tmp_path: Path) -> None:
+    architecture = Architecture(width=2)
+    state = bright_is_cell(architecture)
+    path = written(tmp_path / "w.pth", state, architecture=architecture, threshold=0.3, high_threshold=0.9)
+    segmenter = load_segmenter(path, device="cpu")
+    image = np.full((64, 64), 10, dtype=np.uint8)
+    image[20:30, 20:30] = 200
+    maps = segmenter.segment(image).maps
+    assert segmenter.segment(image).high_threshold == segmenter.read(maps, threshold=0.3).high_threshold == 0.9
+    assert segmenter.segment(image, high_threshold=0).high_threshold == 0
+    faint = replace(maps, cell=maps.cell // 2)  # nowhere above 0.5
+    assert segmenter.read(faint, high_threshold=0.45).labels().max() == 1
+    assert segmenter.read(faint).labels().max() == segmenter.read(faint).mask().max() == 0
+    lower = segmenter.segment(image, threshold=0.1)
+    assert lower.high_threshold / (1 - lower.high_threshold) == pytest.approx(9 * (1 / 9) / (3 / 7))
+    assert segmenter.read(faint, threshold=0).mask().all()
+    for higher in (0.31, 0.95, 1):
+        assert segmenter.read(maps, threshold=higher).high_threshold == 0.9
 
 
 @pytest.mark.parametrize("min_area_px", [0, 50])

@@ -99,7 +99,7 @@ def test_training_learns_and_keeps_the_best_epoch_by_mask_and_cells(
     assert checkpoint.card["recipe"] == recipe.to_dict()
     assert len(checkpoint.card["intensity"]["quantiles"]) >= 3
     assert checkpoint.config.outputs == ("cell", "border", "distance")
-    assert checkpoint.config.join_probability == 0.3
+    assert (checkpoint.config.join_probability, checkpoint.config.high_threshold) == (0.3, 0.9)
     assert set(checkpoint.card["split"]["train"]).isdisjoint(checkpoint.card["split"]["validation"])
     for name in ("curves.png", "overlays.png"):
         assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")
@@ -143,7 +143,7 @@ def test_binary_masks_give_a_network_of_one_output(tmp_path: Path, tiny_recipe: 
         write_grey(tmp_path / "label" / f"{index}.png", mask)
     assert run(tmp_path, replace(tiny_recipe, epochs=1), tmp_path)
     config = read_checkpoint(tmp_path / "out.pth").config
-    assert (config.outputs, config.join_probability) == (("cell",), 1)
+    assert (config.outputs, config.join_probability, config.high_threshold) == (("cell",), 1, 0)
 
 
 def write_grey(path: Path, pixels: np.ndarray) -> None:

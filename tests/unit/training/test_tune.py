@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import read_checkpoint
+from model.checkpoint import Architecture, ModelConfig, read_checkpoint, write_checkpoint
 from model.images import encode_png
+from model.postprocess import HIGH_THRESHOLD, JOIN_PROBABILITY
 from model.twin import twin_path
 from training.__main__ import main
+from training.data import find_pairs
 from training.lock import publishing
-from training.tune import EQUALLY_GOOD, middle_of_best
+from training.tune import EQUALLY_GOOD, Rule, choose_rule, middle_of_best, tune
 
 
 @pytest.fixture
@@ -49,13 +51,40 @@ def test_threshold_and_cores_are_chosen_and_the_network_stays(
 
 def test_of_rules_as_good_as_each_other_the_middle_is_taken() -> None:
     base, little = 0.5, EQUALLY_GOOD / 2
-    low, middle, high, far = (0.3, 0.0, 0.4), (0.3, 0.15, 0.4), (0.3, 0.25, 0.4), (0.9, 0.0, 0.4)
-    flat = {low: base + little, middle: base, high: base, (0.4, 0.15, 0.4): base, far: base - 0.01}
+    low, middle, high, far = (0.3, 0.0, 0.4, 0.9), (0.3, 0.15, 0.4, 0.9), (0.3, 0.25, 0.4, 0.9), (0.9, 0.0, 0.4, 0.9)
+    flat = {low: base + little, middle: base, high: base, (0.4, 0.15, 0.4, 0.9): base, far: base - 0.01}
     assert middle_of_best(flat) == middle
     # with none of them in the middle the best of them
     assert middle_of_best({low: base, high: base + little, far: base - 0.01}) == high
     # and a summit stays one
     assert middle_of_best({low: base, middle: base, high: base + 2 * EQUALLY_GOOD}) == high
+
+
+def test_how_parts_are_joined_and_what_is_dropped_is_chosen_after_the_cores() -> None:
+    best = (0.5, 0.25, 0.4, 0.8)
+
+    asked: list[Rule] = []
+
+    def score(rule: Rule) -> float:
+        asked.append(rule)
+        return 1 - sum(abs(one - other) for one, other in zip(rule, best, strict=True))
+
+    config = ModelConfig(architecture=Architecture(n_classes=3), outputs=("cell", "border", "distance"))
+    assert choose_rule(config, score) == (best, 1)
+    assert asked[0][2:] == (JOIN_PROBABILITY, HIGH_THRESHOLD)  # as after training, and as most networks will have it
+    # without a border there is nothing to join parts by, and what is dropped stays as it is
+    config = ModelConfig(join_probability=1, high_threshold=0.3)
+    assert choose_rule(config, score) == ((0.5, config.core_distance, 1, 0.3), score((0.5, 0.25, 1, 0.3)))
+
+
+def test_rules_are_scored_without_what_they_drop(level_weights: Path, folder: Path) -> None:
+    checkpoint = read_checkpoint(level_weights)
+    before = []
+    for high in (0.9, 0.999):  # the cells' probability is 0.98
+        config = checkpoint.config.model_copy(update={"high_threshold": high})
+        write_checkpoint(level_weights, checkpoint.state, config, checkpoint.card)
+        before.append(tune(level_weights, find_pairs(folder), to=level_weights, device="cpu", quiet=True).before)
+    assert before[1] < before[0]
 
 
 def test_a_rule_that_gains_nothing_is_not_taken(level_weights: Path, folder: Path) -> None:
