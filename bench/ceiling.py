@@ -8,7 +8,6 @@ images; and what became of each cell that was not found.
 """
 
 import argparse
-import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from kit import split_data
 from skimage.measure import label
 from skimage.segmentation import relabel_sequential, watershed
 from tqdm import tqdm
@@ -24,7 +24,7 @@ from model.metrics import Counts, score_cells
 from model.postprocess import Maps
 from model.segmenter import Segmenter, load_segmenter
 from model.types import Image, Labels, Mask
-from training.data import Pair, find_pairs
+from training.data import Pair
 from training.dataset import PairCache
 from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_ap, pooled_mean_ap
 
@@ -47,11 +47,7 @@ def main() -> None:
     parser.add_argument("--training", type=int, default=200, help="images trained on that are drawn")
     options = parser.parse_args()
     segmenter = load_segmenter(options.weights, device="cpu", precision=options.precision)
-    held_out = set(options.val_list.read_text().split())
-    pairs = find_pairs(options.data)
-    validation = [pair for pair in pairs if pair.name in held_out]
-    rest = [pair for pair in pairs if pair.name not in held_out]
-    trained = random.Random(0).sample(rest, min(options.training, len(rest)))
+    validation, trained = split_data(options.data, options.val_list, training=options.training)
 
     cache = PairCache(validation, quiet=True)
     answers = [answer for answer in answer_images(segmenter, cache) if answer.look == options.look]

@@ -7,15 +7,12 @@ draw of the images trained on.
 """
 
 import argparse
-import random
 from pathlib import Path
 
-import numpy as np
+from kit import split_data
 
-from model.metrics import dice, score_cells
-from model.segmenter import Segmenter, load_segmenter
-from training.data import find_pairs
-from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_ap, pooled_mean_ap
+from model.segmenter import load_segmenter
+from training.evaluate import answer_images, score_answers
 from training.tune import HIGH_THRESHOLDS
 
 
@@ -29,27 +26,18 @@ def main() -> None:
     parser.add_argument("--training", type=int, default=200, help="images trained on that are drawn")
     options = parser.parse_args()
     segmenter = load_segmenter(options.weights, device="cpu", precision=options.precision)
-    held_out = set(options.val_list.read_text().split())
-    pairs = find_pairs(options.data)
-    rest = [pair for pair in pairs if pair.name not in held_out]
-    drawn = random.Random(0).sample(rest, min(options.training, len(rest)))
-    validation = answer_images(segmenter, [pair for pair in pairs if pair.name in held_out])
-    trained = answer_images(segmenter, drawn)
+    sets = split_data(options.data, options.val_list, training=options.training)
+    answers = [answer_images(segmenter, pairs) for pairs in sets]
 
     print("| high threshold | Dice | AP at 0.5 | mean AP | trained on: Dice | AP at 0.5 | mean AP |\n|" + "---|" * 7)
     for high in HIGH_THRESHOLDS:
-        values = [*score(segmenter, validation, high), *score(segmenter, trained, high)]
+        segmenter.config = segmenter.config.model_copy(update={"high_threshold": high})
+        values = []
+        for scores in (score_answers(segmenter, some) for some in answers):
+            if scores.cells is None:
+                parser.error(f"{options.data} has no labels of single cells")
+            values += [scores.dice, scores.cells.ap["0.5"], scores.cells.ap["mean"]]
         print(f"| {high:g} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
-
-
-def score(segmenter: Segmenter, answers: list[Answer], high_threshold: float) -> tuple[float, float, float]:
-    """Mean Dice, AP at IoU 0.5, and mean AP."""
-    dices, counts = [], []
-    for answer in answers:
-        found = segmenter.read(answer.maps, high_threshold=high_threshold)
-        counts.append(score_cells(answer.labels, found.labels(), AP_THRESHOLDS).counts)
-        dices.append(dice(answer.labels > 0, found.mask()))
-    return float(np.mean(dices)), pooled_ap([count[0.5] for count in counts]), pooled_mean_ap(counts)
 
 
 if __name__ == "__main__":

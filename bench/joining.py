@@ -13,6 +13,7 @@ from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from kit import split_data
 from scipy.optimize import minimize
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -22,7 +23,6 @@ from model.metrics import score_cells
 from model.postprocess import CORE_THRESHOLD, Parting, find_parts, find_seams, label_cells
 from model.segmenter import load_segmenter
 from model.types import Labels
-from training.data import find_pairs
 from training.evaluate import AP_THRESHOLDS, Answer, answer_images, pooled_ap, pooled_mean_ap
 
 NAMES = "border", "cell", "both sizes", "smaller size", "constant"
@@ -48,16 +48,14 @@ def main() -> None:
     segmenter = load_segmenter(options.weights, device="cpu")
     parting = Parting(options.core_threshold, options.core_distance)
     thresholds = Thresholds(threshold=segmenter.config.threshold, high_threshold=segmenter.config.high_threshold)
-    held_out = set(options.val_list.read_text().split())
-    pairs = find_pairs(options.data)
-    trained = answer_images(segmenter, [pair for pair in pairs if pair.name not in held_out])
-    features, is_one = gather(trained, thresholds, parting)
+    validation, trained = split_data(options.data, options.val_list)
+    features, is_one = gather(answer_images(segmenter, trained), thresholds, parting)
     coefficients = fit(features, is_one)
     print(f"{len(is_one):,} seams, of which {is_one.mean():.2f} lie within a cell")
     print(", ".join(f"{name} {value:.2f}" for name, value in zip(NAMES, coefficients, strict=True)))
 
     min_area_px = segmenter.config.min_area_px
-    answers = answer_images(segmenter, [pair for pair in pairs if pair.name in held_out])
+    answers = answer_images(segmenter, validation)
     others, truth = gather(answers, thresholds, parting)
     for name, values in (("fitted", coefficients), ("in model.joining", np.array(COEFFICIENTS))):
         right = ((others @ values > 0) == truth).mean()

@@ -3,6 +3,7 @@
 import io
 import os
 import platform
+import random
 import re
 import socket
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from model.checkpoint import Architecture, ModelConfig, write_checkpoint
+from training.data import Pair, find_pairs, split_pairs
 from training.synthesize import draw_cells
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +38,18 @@ def draw_png(side: int, seed: int = 0) -> bytes:
     buffer = io.BytesIO()
     PillowImage.fromarray(draw_image(side, seed)).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def split_data(data: Path, val_list: Path, *, training: int | None = None) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of a folder that a file names, a line each, and those that the weights were trained on.
+
+    Args:
+        training: draw so many of the latter, always the same; None takes all.
+    """
+    trained, validation = split_pairs(find_pairs(data), names=val_list.read_text().split())
+    if training is not None:
+        trained = random.Random(0).sample(trained, min(training, len(trained)))
+    return validation, trained
 
 
 def write_costless_weights(path: Path) -> None:

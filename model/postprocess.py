@@ -220,7 +220,7 @@ def mask_cells(
         (H, W) bool.
     """
     _check_area(min_area_px)
-    if _level(threshold) >= _level(high_threshold) and min_area_px == 0:
+    if not _drops_faint(threshold, high_threshold) and min_area_px == 0:
         return threshold_mask(maps.cell, threshold)
     if is_one_block(maps.cell.shape):  # before the mask is made, for which a large image has no room beside its labels
         mask = _mask_by_runs(maps, threshold, high_threshold, min_area_px, parting)
@@ -244,9 +244,8 @@ def _mask_by_runs(
         return mask
     core_runs = Runs.find(_core(maps, parting, (slice(None),)) & mask if _has_cores(maps, parting) else mask[:0])
     regions = Regions.find(runs, core_runs)
-    high = _level(high_threshold)
-    if high > _level(threshold):
-        regions = regions.reaching(runs.maxima(maps.cell) >= high)
+    if _drops_faint(threshold, high_threshold):
+        regions = regions.reaching(threshold_mask(runs.maxima(maps.cell), high_threshold))
     small = regions.areas < max(min_area_px, 1)
     mask.reshape(-1)[runs.pixels(small[regions.region])] = False
     for chosen in regions.to_floods(regions.are_doubtful(min_area_px)):
@@ -311,7 +310,7 @@ def find_parts(
         (H, W) int32, 0 the background, and what the other numbers are.
     """
     labels, count = label_foreground(maps.cell.shape, lambda rows: threshold_mask(maps.cell[rows], threshold))
-    if _level(high_threshold) > _level(threshold):
+    if _drops_faint(threshold, high_threshold):
         _keep_reaching(labels, count, maps.cell, high_threshold)
     if not count or not _has_cores(maps, parting):
         return labels, Parts.none(count)
@@ -322,6 +321,11 @@ def find_parts(
         late=lambda *at: _late(maps, at),
         below_px=below_px,
     )
+
+
+def _drops_faint(threshold: float, high_threshold: float) -> bool:
+    """Whether foreground may fail to reach the high threshold."""
+    return _level(threshold) < _level(high_threshold)
 
 
 def _keep_reaching(labels: Labels, count: int, cell: Levels, high_threshold: float) -> None:

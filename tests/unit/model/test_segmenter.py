@@ -43,11 +43,17 @@ def bright_is_cell(architecture: Architecture) -> dict[str, Tensor]:
     return state
 
 
+def make_thresholder(path: Path, **config: Any) -> Segmenter:
+    """With weights of that network at the path."""
+    architecture = Architecture(width=2)
+    return load_segmenter(
+        written(path, bright_is_cell(architecture), architecture=architecture, **config), device="cpu"
+    )
+
+
 @pytest.fixture(scope="module")
 def thresholder(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    architecture = Architecture(width=2)
-    path = tmp_path_factory.mktemp("weights") / "bright.pth"
-    return load_segmenter(written(path, bright_is_cell(architecture), architecture=architecture), device="cpu")
+    return make_thresholder(tmp_path_factory.mktemp("weights") / "bright.pth")
 
 
 def squares(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -85,10 +91,7 @@ def test_any_size_comes_back_in_that_size(size: tuple[int, int], n_channels: int
 
 
 def test_the_threshold_and_least_area_are_the_checkpoints_unless_said_otherwise(tmp_path: Path) -> None:
-    architecture = Architecture(width=2)
-    state = bright_is_cell(architecture)
-    path = written(tmp_path / "w.pth", state, architecture=architecture, threshold=0.3, min_area_px=20)
-    segmenter = load_segmenter(path, device="cpu")
+    segmenter = make_thresholder(tmp_path / "w.pth", threshold=0.3, min_area_px=20)
     image = np.full((64, 64), 10, dtype=np.uint8)
     image[5:9, 5:9] = image[20:30, 20:30] = 200  # 16 and 100 px
     result = segmenter.segment(image)
@@ -102,10 +105,7 @@ def test_the_threshold_and_least_area_are_the_checkpoints_unless_said_otherwise(
 
 
 def test_the_high_threshold_is_the_checkpoint_s_moved_with_the_threshold_unless_said_otherwise(tmp_path: Path) -> None:
-    architecture = Architecture(width=2)
-    state = bright_is_cell(architecture)
-    path = written(tmp_path / "w.pth", state, architecture=architecture, threshold=0.3, high_threshold=0.9)
-    segmenter = load_segmenter(path, device="cpu")
+    segmenter = make_thresholder(tmp_path / "w.pth", threshold=0.3, high_threshold=0.9)
     image = np.full((64, 64), 10, dtype=np.uint8)
     image[20:30, 20:30] = 200
     maps = segmenter.segment(image).maps
